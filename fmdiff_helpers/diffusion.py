@@ -1,0 +1,88 @@
+"""The forward process q in closed form, its posterior, and the three ways to say what the noise was.
+
+x0 is data, eps is noise drawn from N(0, I), xt is their mix after step t. t is an int64 tensor of shape (B,) with
+values 0 to T - 1, one step for each image; images are floating-point tensors of shape (B, ...), all on one device.
+Bad input is a ValueError that names the argument, what it was and what was expected.
+"""
+
+import torch
+from torch import Tensor
+
+from fmdiff_helpers.schedules import Schedule
+
+
+def check_step(schedule: Schedule, t: Tensor, **images: Tensor) -> None:
+    """Raise ValueError unless `t` holds one valid step for each image and all images share one shape."""
+    for name, x in images.items():
+        if not x.is_floating_point():
+            raise ValueError(f"{name} is {x.dtype}; expected floating-point images: to_model converts uint8 to [-1, 1]")
+    shapes = {name: tuple(x.shape) for name, x in images.items()}
+    if len(set(shapes.values())) > 1:
+        raise ValueError(f"shapes differ: {shapes}; expected the same shape for all of them")
+    batch = next(iter(shapes.values()))[:1]
+    if not isinstance(t, Tensor) or t.dtype != torch.int64 or tuple(t.shape) != batch:
+        found = f"{t.dtype} of shape {tuple(t.shape)}" if isinstance(t, Tensor) else repr(t)
+        raise ValueError(f"t is {found}; expected int64 of shape {batch}: one step for each of the images")
+    # On an accelerator, reading t would make Python wait for the device; its own index check catches t >= T there.
+    if t.device.type == "cpu" and t.numel() and not (0 <= t.min() and t.max() < schedule.T):
+        raise ValueError(f"t runs from {t.min()} to {t.max()}; expected steps 0 to T - 1 = {schedule.T - 1}")
+
+
+def at(table: Tensor, t: Tensor, x: Tensor) -> Tensor:
+    """Pick `table[t]`, one number for each image, shaped (B, 1, ...) and typed to multiply `x`. Built in lesson 01."""
+    return table[t].to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+
+
+def forward_step(x_prev: Tensor, t: Tensor, eps: Tensor, schedule: Schedule) -> Tensor:
+    """Draw x_t ~ q(x_t | x_{t-1}), one small step, with the noise `eps`. (Ho et al. 2020, eq. 2) Built in lesson 01."""
+    check_step(schedule, t, x_prev=x_prev, eps=eps)
+    return at(schedule.alpha, t, x_prev).sqrt() * x_prev + at(schedule.beta, t, eps).sqrt() * eps
+
+
+def add_noise(x0: Tensor, t: Tensor, eps: Tensor, schedule: Schedule) -> Tensor:
+    """Draw x_t ~ q(x_t | x_0) in one jump, with the noise `eps`. (Ho et al. 2020, eq. 4) Built in lesson 01."""
+    check_step(schedule, t, x0=x0, eps=eps)
+    return at(schedule.signal_scale, t, x0) * x0 + at(schedule.noise_scale, t, eps) * eps
+
+
+def posterior(x0: Tensor, xt: Tensor, t: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor]:
+    """Return mean (B, ...) and variance (B, 1, ...) of q(x_{t-1} | x_t, x_0). (Ho et al. 2020, eqs. 6 and 7)
+
+    At t = 0 the mean is x0 and the variance 0. Built in lesson 01.
+    """
+    check_step(schedule, t, x0=x0, xt=xt)
+    beta, alpha = at(schedule.beta, t, x0), at(schedule.alpha, t, x0)
+    noise, noise_prev = at(1 - schedule.alpha_bar, t, x0), at(1 - schedule.alpha_bar_prev, t, x0)
+    signal_prev = at(schedule.alpha_bar_prev, t, x0).sqrt()
+    mean = (signal_prev * beta * x0 + alpha.sqrt() * noise_prev * xt) / noise
+    return mean, beta * noise_prev / noise
+
+
+def x0_from_eps(xt: Tensor, t: Tensor, eps: Tensor, schedule: Schedule) -> Tensor:
+    """Return the x0 that `xt` and its noise imply. (Ho et al. 2020, eq. 15)"""
+    check_step(schedule, t, xt=xt, eps=eps)
+    return (xt - at(schedule.noise_scale, t, xt) * eps) / at(schedule.signal_scale, t, xt)
+
+
+def eps_from_x0(xt: Tensor, t: Tensor, x0: Tensor, schedule: Schedule) -> Tensor:
+    """Return the noise that `xt` and its x0 imply. (Ho et al. 2020, eq. 15, solved for the noise)"""
+    check_step(schedule, t, xt=xt, x0=x0)
+    return (xt - at(schedule.signal_scale, t, xt) * x0) / at(schedule.noise_scale, t, xt)
+
+
+def velocity(x0: Tensor, t: Tensor, eps: Tensor, schedule: Schedule) -> Tensor:
+    """Return v, the direction in which xt turns from x0 towards eps. (Salimans & Ho 2022, section 4)"""
+    check_step(schedule, t, x0=x0, eps=eps)
+    return at(schedule.signal_scale, t, x0) * eps - at(schedule.noise_scale, t, x0) * x0
+
+
+def x0_from_v(xt: Tensor, t: Tensor, v: Tensor, schedule: Schedule) -> Tensor:
+    """Return the x0 that `xt` and its v imply. (Salimans & Ho 2022, section 4)"""
+    check_step(schedule, t, xt=xt, v=v)
+    return at(schedule.signal_scale, t, xt) * xt - at(schedule.noise_scale, t, xt) * v
+
+
+def eps_from_v(xt: Tensor, t: Tensor, v: Tensor, schedule: Schedule) -> Tensor:
+    """Return the noise that `xt` and its v imply. (Salimans & Ho 2022, appendix D)"""
+    check_step(schedule, t, xt=xt, v=v)
+    return at(schedule.noise_scale, t, xt) * xt + at(schedule.signal_scale, t, xt) * v

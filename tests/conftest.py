@@ -1,0 +1,21 @@
+"""What every test shares: one absolute FMDIFF_DATA, and the real dataset where there is one."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# A notebook's kernel runs in notebooks/, where a relative path would mean another folder.
+if os.environ.get("FMDIFF_DATA"):
+    os.environ["FMDIFF_DATA"] = str(Path(os.environ["FMDIFF_DATA"]).resolve())
+
+
+@pytest.fixture
+def real_raw() -> Path:
+    """The folder with the real dataset's files; the test is skipped where it is neither in FMDIFF_DATA nor in data/."""
+    from fmdiff_helpers.data import find_problems, raw_folder
+
+    raw = raw_folder()
+    if find_problems(raw):
+        pytest.skip(f"no intact Fashion-MNIST in {raw}; set FMDIFF_DATA or run `uv run fmdiff data`")
+    return raw

@@ -1,0 +1,326 @@
+"""The claims of fmdiff_helpers.diffusion: the forward process, its posterior, and eps, x0 and v as one thing.
+
+A claim about random draws is tested at 5 standard errors: a right formula fails once in 1.7 million fresh draws, and
+the draws are always the same.
+"""
+
+import math
+import re
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from fmdiff_helpers.diffusion import (
+    add_noise,
+    eps_from_v,
+    eps_from_x0,
+    forward_step,
+    posterior,
+    velocity,
+    x0_from_eps,
+    x0_from_v,
+)
+from fmdiff_helpers.schedules import (
+    Schedule,
+    cosine_beta,
+    linear_beta,
+    quadratic_beta,
+    rescaled_linear_beta,
+    sigmoid_beta,
+)
+
+# Four steps far apart, and not in order, so that a step taken for its neighbour is seen at once.
+UNEVEN = Schedule(torch.tensor([0.1, 0.4, 0.2, 0.6], dtype=torch.float64))
+SCHEDULES = {
+    "uneven": UNEVEN,
+    "linear": Schedule(linear_beta(1000)),
+    "rescaled": Schedule(rescaled_linear_beta(100)),
+    "quadratic": Schedule(quadratic_beta(1000)),
+    "sigmoid": Schedule(sigmoid_beta(300)),
+    "cosine": Schedule(cosine_beta(200)),
+}
+# The two image arguments of each function.
+IMAGES = {
+    forward_step: ("x_prev", "eps"),
+    add_noise: ("x0", "eps"),
+    posterior: ("x0", "xt"),
+    x0_from_eps: ("xt", "eps"),
+    eps_from_x0: ("xt", "x0"),
+    velocity: ("x0", "eps"),
+    x0_from_v: ("xt", "v"),
+    eps_from_v: ("xt", "v"),
+}
+DRAWS = 40_000
+CLOSE = {"rtol": 1e-10, "atol": 1e-10}  # float64: what dividing by a signal or noise scale of 1e-4 costs, and more
+
+every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+every_function = pytest.mark.parametrize("function", IMAGES, ids=lambda function: function.__name__)
+every_step = pytest.mark.parametrize("step", range(UNEVEN.T))
+
+
+def call(function, a, b, t, schedule):
+    """Call by the names of the arguments, and return what came out as a tuple."""
+    first, second = IMAGES[function]
+    out = function(**{first: a, second: b}, t=t, schedule=schedule)
+    return out if isinstance(out, tuple) else (out,)
+
+
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def steps(step: int, count: int = DRAWS) -> torch.Tensor:
+    return torch.full((count,), step)
+
+
+def scales(schedule: Schedule, step: int) -> tuple[float, float]:
+    """Return the signal and the noise scale after `step`, straight from beta; (1, 0) at step -1."""
+    alpha_bar = math.prod(1 - beta for beta in schedule.beta[: step + 1].tolist())
+    return math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
+
+
+def check_moments(x, mean, variance):
+    """Compare each column of x with a normal distribution, at 5 standard errors of the mean and of the variance."""
+    mean, variance = torch.as_tensor(mean, dtype=x.dtype), torch.as_tensor(variance, dtype=x.dtype)
+    mean_error, variance_error = (variance / len(x)).sqrt(), variance * math.sqrt(2 / len(x))
+    assert_close((x.mean(0) - mean) / mean_error, torch.zeros(x.shape[1:]).to(x), rtol=0, atol=5)
+    assert_close((x.var(0) - variance) / variance_error, torch.zeros(x.shape[1:]).to(x), rtol=0, atol=5)
+
+
+# The forward process
+
+
+@every_step
+def test_add_noise_draws_from_a_normal_with_mean_signal_x0_and_std_noise(step):
+    x0 = torch.tensor([-1, -0.3, 0.8], dtype=torch.float64)
+    xt = add_noise(x0.expand(DRAWS, 3), steps(step), normal(DRAWS, 3), UNEVEN)
+    signal, noise = scales(UNEVEN, step)
+    check_moments(xt, signal * x0, noise**2)
+
+
+@every_step
+def test_steps_0_to_t_one_by_one_draw_like_one_jump(step):
+    x0 = torch.tensor([-1, -0.3, 0.8], dtype=torch.float64)
+    x = x0.expand(DRAWS, 3)
+    for s in range(step + 1):
+        x = forward_step(x, steps(s), normal(DRAWS, 3, seed=s), UNEVEN)
+    jump = add_noise(x0.expand(DRAWS, 3), steps(step), normal(DRAWS, 3, seed=9), UNEVEN)
+    signal, noise = scales(UNEVEN, step)
+    check_moments(x, signal * x0, noise**2)
+    check_moments(jump, signal * x0, noise**2)
+
+
+@pytest.mark.parametrize("name", ["uneven", "rescaled", "cosine"])
+def test_one_jump_has_the_mean_and_variance_of_its_steps_exactly(name):
+    """Without noise, steps shrink x0 as the jump does. With x0 = 0 and noise s in pixel s alone, what is left of each
+    pixel is the share of that noise, and the squared shares sum to the variance of the jump."""
+    schedule, T = SCHEDULES[name], SCHEDULES[name].T
+    mean, shares = normal(1, 3), torch.zeros(1, T, dtype=torch.float64)
+    for s, noise in enumerate(torch.eye(T, dtype=torch.float64)):
+        t = torch.tensor([s])
+        mean = forward_step(mean, t, torch.zeros_like(mean), schedule)
+        shares = forward_step(shares, t, noise[None], schedule)
+        assert_close(mean, add_noise(normal(1, 3), t, torch.zeros_like(mean), schedule), rtol=1e-10, atol=0)
+        one = add_noise(torch.zeros(1, 1).double(), t, torch.ones(1, 1).double(), schedule)
+        assert_close(shares.square().sum(), one.square().sum(), rtol=1e-10, atol=0)
+
+
+@every_schedule
+@pytest.mark.parametrize("function", [forward_step, add_noise])
+def test_the_squares_of_the_two_factors_sum_to_1_at_every_t(function, schedule):
+    t, zero, one = torch.arange(schedule.T), torch.zeros(schedule.T, 1).double(), torch.ones(schedule.T, 1).double()
+    assert_close(function(one, t, zero, schedule) ** 2 + function(zero, t, one, schedule) ** 2, one, **CLOSE)
+
+
+@every_step
+@pytest.mark.parametrize("function", [forward_step, add_noise])
+def test_data_of_unit_variance_keeps_unit_variance(function, step):
+    """The data is -1 or 1. Its mix with noise has lighter tails than a normal, so 5 standard errors are generous."""
+    coins = normal(DRAWS, 3, seed=1).sign()
+    check_moments(function(coins, steps(step), normal(DRAWS, 3), UNEVEN), 0, 1)
+
+
+@every_function
+def test_each_t_of_a_batch_is_applied_to_its_own_image(function):
+    a, b, t = normal(5, 1, 4, 4), normal(5, 1, 4, 4, seed=1), torch.tensor([3, 0, 2, 2, 1])
+    together = call(function, a, b, t, UNEVEN)
+    alone = [call(function, a[i : i + 1], b[i : i + 1], t[i : i + 1], UNEVEN) for i in range(5)]
+    for whole, *parts in zip(together, *alone, strict=True):
+        assert_close(whole, torch.cat(parts), rtol=0, atol=0)
+
+
+# The posterior
+
+
+@every_step
+def test_the_posterior_is_what_is_known_of_the_step_before(step):
+    """Draw x_{t-1} and from it x_t. What the posterior mean misses has mean 0, the posterior's variance, and nothing
+    left that x_t could tell: correlation 0."""
+    x0 = torch.tensor([-1, -0.3, 0.8], dtype=torch.float64).expand(DRAWS, 3)
+    x_prev = add_noise(x0, steps(step - 1), normal(DRAWS, 3), UNEVEN) if step else x0
+    xt = forward_step(x_prev, steps(step), normal(DRAWS, 3, seed=1), UNEVEN)
+    mean, variance = posterior(x0, xt, steps(step), UNEVEN)
+    missed = x_prev - mean
+    if step == 0:
+        assert_close(missed, torch.zeros_like(missed), rtol=0, atol=1e-12)
+        return
+    check_moments(missed, 0, variance[0])
+    for column in range(3):
+        correlation = torch.corrcoef(torch.stack([missed[:, column], xt[:, column]]))[0, 1].item()
+        assert_close(correlation, 0.0, rtol=0, atol=5 / math.sqrt(DRAWS))
+
+
+@every_schedule
+def test_the_posterior_is_bayes_rule_at_every_t(schedule):
+    """The prior of x_{t-1} is q(x_{t-1} | x_0), the likelihood q(x_t | x_{t-1}). Precisions, 1 / variance, add up; the
+    mean is the mean of x_{t-1} and of x_t / sqrt(alpha), weighted by precision."""
+    x0, xt, t = normal(schedule.T - 1, 3), normal(schedule.T - 1, 3, seed=1), torch.arange(1, schedule.T)
+    mean, variance = posterior(x0, xt, t, schedule)
+    beta = schedule.beta[1:, None]
+    known = torch.tensor([scales(schedule, s) for s in range(schedule.T - 1)], dtype=torch.float64)
+    signal, noise = known[:, :1], known[:, 1:]
+    prior, likelihood = 1 / noise**2, (1 - beta) / beta
+    expected = (prior * signal * x0 + likelihood * xt / (1 - beta).sqrt()) / (prior + likelihood)
+    assert_close(variance, 1 / (prior + likelihood), rtol=1e-9, atol=0)
+    assert_close(mean, expected, **CLOSE)
+
+
+@every_schedule
+def test_the_posterior_at_t_0_is_x0_without_doubt(schedule):
+    x0, xt = normal(100, 1, 2, 2), normal(100, 1, 2, 2, seed=1)
+    mean, variance = posterior(x0, xt, steps(0, 100), schedule)
+    assert_close(mean, x0, rtol=1e-11, atol=0)
+    assert_close(variance, torch.zeros(100, 1, 1, 1, dtype=torch.float64), rtol=0, atol=0)
+
+
+@every_step
+def test_drawing_from_the_posterior_of_the_true_x0_goes_one_step_back(step):
+    """x_t, then x_{t-1} from the posterior: over all draws that is q(x_{t-1} | x_0) again."""
+    x0 = torch.tensor([-1, -0.3, 0.8], dtype=torch.float64)
+    xt = add_noise(x0.expand(DRAWS, 3), steps(step), normal(DRAWS, 3), UNEVEN)
+    mean, variance = posterior(x0.expand(DRAWS, 3), xt, steps(step), UNEVEN)
+    x_prev = mean + variance.sqrt() * normal(DRAWS, 3, seed=1)
+    if step == 0:
+        assert_close(x_prev, x0.expand(DRAWS, 3), **CLOSE)
+        return
+    signal, noise = scales(UNEVEN, step - 1)
+    check_moments(x_prev, signal * x0, noise**2)
+
+
+# eps, x0 and v
+
+
+@every_schedule
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_eps_x0_and_v_say_the_same_at_every_t(schedule, dtype):
+    """In float32 at the steps that neither signal nor noise has all but left: both scales above 0.1."""
+    t = torch.arange(schedule.T)
+    if dtype == torch.float32:
+        t = t[(schedule.signal_scale > 0.1) & (schedule.noise_scale > 0.1)]
+    close = CLOSE if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-5}
+    x0, eps = normal(len(t), 1, 4, 4, dtype=dtype), normal(len(t), 1, 4, 4, seed=1, dtype=dtype)
+    xt, v = add_noise(x0, t, eps, schedule), velocity(x0, t, eps, schedule)
+
+    assert_close(x0_from_eps(xt, t, eps, schedule), x0, **close)
+    assert_close(eps_from_x0(xt, t, x0, schedule), eps, **close)
+    assert_close(x0_from_v(xt, t, v, schedule), x0, **close)
+    assert_close(eps_from_v(xt, t, v, schedule), eps, **close)
+    # From one guess to another and back, for a guess that is not the truth.
+    guess = normal(len(t), 1, 4, 4, seed=2, dtype=dtype)
+    assert_close(eps_from_x0(xt, t, x0_from_eps(xt, t, guess, schedule), schedule), guess, **close)
+    assert_close(x0_from_eps(xt, t, eps_from_x0(xt, t, guess, schedule), schedule), guess, **close)
+    implied_x0, implied_eps = x0_from_v(xt, t, guess, schedule), eps_from_v(xt, t, guess, schedule)
+    assert_close(velocity(implied_x0, t, implied_eps, schedule), guess, **close)
+    assert_close(add_noise(implied_x0, t, implied_eps, schedule), xt, **close)
+
+
+@pytest.mark.parametrize("phi", [0.05, 0.5, math.pi / 4, 1.0, 1.5])
+def test_v_is_the_rate_at_which_xt_turns_from_x0_to_eps(phi):
+    """With signal cos(phi) and noise sin(phi), v is d xt / d phi; here by a central difference, exact to 1e-9."""
+    x0, eps, t = normal(1, 32), normal(1, 32, seed=1), torch.tensor([0])
+
+    def one_step(angle: float) -> Schedule:
+        return Schedule(torch.tensor([math.sin(angle) ** 2], dtype=torch.float64))
+
+    h = 1e-5
+    turned = add_noise(x0, t, eps, one_step(phi + h)) - add_noise(x0, t, eps, one_step(phi - h))
+    assert_close(velocity(x0, t, eps, one_step(phi)), turned / (2 * h), rtol=0, atol=1e-8)
+
+
+# Shapes, dtypes and bad input
+
+
+@every_function
+@pytest.mark.parametrize("shape", [(3, 1, 28, 28), (3, 4, 7, 7), (3, 32), (0, 1, 28, 28)])
+def test_any_shape_of_image_works_and_stays_and_the_inputs_too(function, shape):
+    a, b, t = normal(*shape), normal(*shape, seed=1), torch.arange(shape[0])
+    kept = a.clone(), b.clone(), t.clone()
+    result, *variance = call(function, a, b, t, UNEVEN)
+    assert result.shape == shape
+    assert [tuple(v.shape) for v in variance] == [(shape[0], *[1] * (len(shape) - 1))] * (function is posterior)
+    for now, before in zip((a, b, t), kept, strict=True):
+        assert_close(now, before, rtol=0, atol=0)
+
+
+@every_function
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float64, 0), (torch.float32, 1e-5), (torch.bfloat16, 0.05)])
+def test_the_dtype_of_the_images_stays(function, dtype, error):
+    """Rounding to 24 or 8 binary digits is all that the result differs by from that in float64."""
+    a, b, t = normal(4, 1, 4, 4, dtype=dtype), normal(4, 1, 4, 4, seed=1, dtype=dtype), torch.arange(4)
+    exact = call(function, a.double(), b.double(), t, UNEVEN)
+    for result, expected in zip(call(function, a, b, t, UNEVEN), exact, strict=True):
+        assert result.dtype == dtype
+        assert_close(result.double(), expected, rtol=error, atol=error)
+
+
+@pytest.mark.parametrize("function", [forward_step, add_noise, posterior])
+def test_float32_images_lose_nothing_at_the_first_steps(function):
+    """1 - alpha_bar is 1e-4 at t = 0; taken in float32 it would be wrong in the fourth digit."""
+    schedule, t = SCHEDULES["linear"], torch.arange(1000)
+    a, b = normal(1000, 32, dtype=torch.float32), normal(1000, 32, seed=1, dtype=torch.float32)
+    exact = call(function, a.double(), b.double(), t, schedule)
+    for result, expected in zip(call(function, a, b, t, schedule), exact, strict=True):
+        assert_close(result.double(), expected, rtol=2e-6, atol=2e-6 * expected.abs().max().item())
+
+
+@every_function
+@pytest.mark.parametrize(
+    ("t", "found"),
+    [
+        (torch.tensor([0, 1, 2], dtype=torch.int32), "t is torch.int32 of shape (3,); expected int64 of shape (3,)"),
+        (torch.tensor([0.0, 1.0, 2.0]), "t is torch.float32 of shape (3,); expected int64 of shape (3,)"),
+        (torch.tensor([True, False, True]), "t is torch.bool of shape (3,); expected int64 of shape (3,)"),
+        (3, "t is 3; expected int64 of shape (3,)"),
+        (torch.tensor([0, 1]), "t is torch.int64 of shape (2,); expected int64 of shape (3,)"),
+        (torch.tensor([0]), "t is torch.int64 of shape (1,); expected int64 of shape (3,)"),
+        (torch.tensor(0), "t is torch.int64 of shape (); expected int64 of shape (3,)"),
+        (torch.tensor([[0], [1], [2]]), "t is torch.int64 of shape (3, 1); expected int64 of shape (3,)"),
+        (torch.tensor([0, -1, 2]), "t runs from -1 to 2; expected steps 0 to T - 1 = 3"),
+        (torch.tensor([0, 4, 2]), "t runs from 0 to 4; expected steps 0 to T - 1 = 3"),
+    ],
+)
+def test_a_t_that_is_not_one_step_for_each_image_is_refused_by_value(function, t, found):
+    with pytest.raises(ValueError, match=re.escape(found)):
+        call(function, normal(3, 1, 4, 4), normal(3, 1, 4, 4), t, UNEVEN)
+
+
+@every_function
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool])
+@pytest.mark.parametrize("which", [0, 1])
+def test_images_that_are_not_floating_point_are_refused_by_name(function, dtype, which):
+    images = [normal(3, 1, 4, 4), normal(3, 1, 4, 4)]
+    images[which] = images[which].to(dtype)
+    with pytest.raises(ValueError, match=f"^{IMAGES[function][which]} is {dtype}; expected floating-point images"):
+        call(function, *images, steps(0, 3), UNEVEN)
+
+
+@every_function
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [((3, 1, 28, 28), (3, 28, 28)), ((3, 1, 28, 28), (1, 1, 28, 28)), ((3, 4, 7, 7), (3, 1, 7, 7)), ((3, 32), (3, 1))],
+)
+def test_images_of_two_shapes_are_refused_even_where_they_would_broadcast(function, a, b):
+    (first, second), t = IMAGES[function], steps(0, 3)
+    with pytest.raises(ValueError, match=re.escape(f"shapes differ: {{'{first}': {a}, '{second}': {b}}}")):
+        call(function, normal(*a), normal(*b), t, UNEVEN)
