@@ -1,0 +1,182 @@
+"""Fashion-MNIST as two tensors on a device: 60,000 training and 10,000 test images in 55 MB, no worker processes.
+
+The four files are looked for in the folder that the environment variable FMDIFF_DATA names; without it in `data/`
+of this checkout, where they are downloaded on first use. With no network the drawn stand-in takes their place.
+"""
+
+import gzip
+import hashlib
+import os
+import socket
+import sys
+import tempfile
+import zlib
+from collections.abc import Iterator
+from http.client import HTTPException
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fmdiff_helpers.standin import draw_garments
+
+CLASS_NAMES = (
+    "T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
+
+# Split -> the unpacked image and label files, with their MD5.
+FILES = {
+    "train": {
+        "train-images-idx3-ubyte": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+        "train-labels-idx1-ubyte": "9018921c3c673c538a1fc5bad174d6f9",
+    },
+    "test": {
+        "t10k-images-idx3-ubyte": "8181f5470baa50b63fa0f6fddb340f0a",
+        "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
+    },
+}
+ALL_FILES = FILES["train"] | FILES["test"]
+STANDIN_SIZES = {"train": 60_000, "test": 10_000}
+REPAIR = "run `uv run fmdiff data --repair` to download it again"
+STANDIN_NOTICE = (
+    "NOTICE: Fashion-MNIST is not on this machine and could not be downloaded ({reason}).\n"
+    "Garments drawn by code take its place, so that everything runs; numbers and pictures are NOT Fashion-MNIST's.\n"
+    "For the real data: connect to the network and run `uv run fmdiff data`, or set FMDIFF_DATA to a folder that "
+    "holds FashionMNIST/raw."
+)
+
+
+class DataError(Exception):
+    """Say which file of the dataset is missing or damaged, and the command that repairs it."""
+
+
+def raw_folder() -> Path:
+    """Return the folder where the four files are or belong: below FMDIFF_DATA if that is set, else below `data/`."""
+    checkout = Path(__file__).parents[1]
+    default = checkout / "data" if (checkout / "pyproject.toml").exists() else Path("data")
+    return Path(os.environ.get("FMDIFF_DATA") or default).expanduser().resolve() / "FashionMNIST" / "raw"
+
+
+def read_bytes(raw: Path, name: str) -> bytes:
+    """Return the unpacked content of the file `name`, or of `name`.gz, in the folder `raw`; DataError if damaged."""
+    plain, packed = raw / name, raw / f"{name}.gz"
+    path = plain if plain.is_file() else packed
+    if not path.is_file():
+        raise DataError(f"{plain} is missing (and {packed.name} too); {REPAIR}")
+    try:
+        content = plain.read_bytes() if path == plain else gzip.decompress(packed.read_bytes())
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"{path} is damaged: not a complete gzip file ({error}); {REPAIR}") from None
+    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if found != ALL_FILES[name]:
+        expected = f"expected MD5 {ALL_FILES[name]}, found {found} in {len(content):,} bytes"
+        raise DataError(f"{path} is damaged: {expected}; {REPAIR}")
+    return content
+
+
+def read_tensor(raw: Path, name: str) -> Tensor:
+    """Return a verified file as a tensor: images uint8 (N, 28, 28) or labels int64 (N,)."""
+    # What MD5 has verified needs no parser: a header of 16 bytes, or 8 for labels, then a byte for each value.
+    # Importing torchvision's reader takes 8 seconds on two CPU cores, in the first cell of every lesson.
+    values = torch.frombuffer(bytearray(read_bytes(raw, name)), dtype=torch.uint8)
+    return values[16:].reshape(-1, 28, 28) if "images" in name else values[8:].long()
+
+
+def download(raw: Path, names: list[str]) -> None:
+    """Download the dataset and put the files `names` into the folder `raw`, each complete or not at all.
+
+    Raises OSError, HTTPException or torchvision's RuntimeError where the network or the folder does not allow it.
+    """
+    from torchvision.datasets import FashionMNIST
+
+    raw.mkdir(parents=True, exist_ok=True)
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(20)  # torchvision sets none: a firewall that stays silent would hang the first cell
+    try:
+        with tempfile.TemporaryDirectory(dir=raw, prefix="download-") as folder:
+            fetched = Path(FashionMNIST(folder, download=True).raw_folder)
+            for name in names:  # all of them first: a damaged one leaves the folder as it was
+                read_bytes(fetched, name)
+            for name in names:
+                os.replace(fetched / name, raw / name)
+    finally:
+        socket.setdefaulttimeout(timeout)
+
+
+def find_problems(raw: Path) -> dict[str, str]:
+    """Check the four files in the folder `raw`; return what is wrong, by file name."""
+    problems = {}
+    for name in ALL_FILES:
+        try:
+            read_bytes(raw, name)
+        except DataError as error:
+            problems[name] = str(error)
+    return problems
+
+
+def fetch_fashion_mnist() -> Path | None:
+    """Return the folder that holds Fashion-MNIST, downloading it to `data/` on first use; None without a network."""
+    raw = raw_folder()
+    if os.environ.get("FMDIFF_DATA") and not raw.is_dir():
+        raise DataError(
+            f"FMDIFF_DATA is {os.environ['FMDIFF_DATA']}, but there is no folder {raw}; {REPAIR} there, or unset "
+            "FMDIFF_DATA to use data/"
+        )
+    if any((raw / f"{name}{end}").exists() for name in ALL_FILES for end in ("", ".gz")):
+        return raw
+    try:
+        print(f"Downloading Fashion-MNIST (30 MB) to {raw}")
+        download(raw, list(ALL_FILES))
+    except (OSError, HTTPException, RuntimeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        print(STANDIN_NOTICE.format(reason=reason), file=sys.stderr)
+        return None
+    return raw
+
+
+def load_fashion_mnist(split: str = "train", device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+    """Load a split, "train" or "test", as images uint8 (N, 1, 28, 28) and labels int64 (N,) on `device`.
+
+    Downloads the files on first use; with no network it draws a stand-in and says so. A missing or damaged file is a
+    DataError. (Xiao et al. 2017)
+    """
+    if split not in FILES:
+        raise ValueError(f"split is {split!r}; expected one of {', '.join(map(repr, FILES))}")
+    raw = fetch_fashion_mnist()
+    if raw is None:
+        images, labels = draw_garments(STANDIN_SIZES[split], seed=list(FILES).index(split))
+    else:
+        images, labels = (read_tensor(raw, name) for name in FILES[split])
+    return images.reshape(-1, 1, 28, 28).to(device), labels.to(device)
+
+
+def to_model(images: Tensor) -> Tensor:
+    """Convert uint8 images, 0 to 255, to float32 in [-1, 1], the range of every network in the series."""
+    if images.dtype != torch.uint8:
+        raise ValueError(f"images are {images.dtype}; expected uint8 with values 0 to 255")
+    return images.float() / 127.5 - 1
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """Convert floating-point images in [-1, 1] to uint8, 0 to 255; what lies outside is clipped."""
+    if not x.is_floating_point():
+        raise ValueError(f"images are {x.dtype}; expected floating point with values -1 to 1")
+    return ((x.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def batches(
+    images: Tensor, labels: Tensor, batch_size: int, generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield one shuffled epoch of (x0 float32 in [-1, 1], y int64); the last batch may be smaller.
+
+    `generator`, on the CPU, decides the order, so that it is the same on every device. The data stay where they are:
+    a batch is an index. ValueError where batch_size is below 1 or labels do not match images.
+    """
+    if batch_size < 1 or len(images) != len(labels) or not len(images):
+        raise ValueError(
+            f"batch_size is {batch_size}, with {len(images)} images and {len(labels)} labels; "
+            "expected at least 1 of each, and a label for each image"
+        )
+    order = torch.randperm(len(images), generator=generator).to(images.device)
+    for index in order.split(batch_size):
+        yield to_model(images[index]), labels[index]
