@@ -1,0 +1,290 @@
+"""Players: slide through the steps of a chain and watch it.
+
+A `Filmstrip` plays recorded frames without a kernel. An `Explorer` is a set of ipywidgets controls whose pictures
+Python draws; a saved notebook keeps a Filmstrip in its place. Only ipywidgets calls that 7.7 (Colab) and 8 share.
+"""
+
+import base64
+import hashlib
+import html
+import io
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from string import Template
+
+import ipywidgets as widgets
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fmdiff_helpers import schedules
+from fmdiff_helpers.data import CLASS_NAMES, to_model, to_uint8
+from fmdiff_helpers.diffusion import add_noise
+from fmdiff_helpers.plots import histogram_frame
+
+PAGE = Template("""\
+<figure class="fmdiff-film" data-film="$film" style="margin:0.5em 0">
+<div style="display:flex;flex-wrap:wrap;gap:12px">$pictures</div>
+<figcaption style="display:flex;flex-wrap:wrap;align-items:center;gap:8px;margin-top:6px">
+<button type="button" style="display:none;width:3em" aria-label="Play or pause">&#9654;</button>
+<input type="range" style="display:none;width:min(24em,60%)" min="0" max="$last" value="$start" aria-label="$name">
+<output aria-live="off" style="font-family:monospace;white-space:pre">$shown</output>
+</figcaption>
+<script>
+for (const root of document.querySelectorAll('figure[data-film="$film"]:not([data-ready])')) {
+  root.dataset.ready = "yes";
+  const panels = $panels, readout = $readout;
+  const images = root.querySelectorAll("img"), out = root.querySelector("output");
+  const play = root.querySelector("button"), range = root.querySelector("input");
+  let timer = null;
+  const show = () => {
+    const line = readout[range.value];
+    images.forEach((img, k) => {
+      img.src = panels[k][range.value % panels[k].length];  // a still panel holds one frame
+      img.alt = img.dataset.title + ", " + line;
+    });
+    out.value = line;
+    range.setAttribute("aria-valuetext", line);
+  };
+  const stop = () => { clearInterval(timer); timer = null; play.textContent = "\\u25B6"; };
+  const start = () => {
+    play.textContent = "\\u23F8";
+    timer = setInterval(() => {
+      if (!root.isConnected) return stop();
+      range.value = (+range.value + 1) % readout.length;
+      show();
+    }, $interval);
+  };
+  play.onclick = () => timer ? stop() : start();
+  range.oninput = () => { stop(); show(); };
+  root.addEventListener("keydown", event => event.stopPropagation());  // or JupyterLab takes the arrow keys
+  play.style.display = range.style.display = "";
+}
+</script></figure>""")
+PICTURE = Template("""\
+<div><div style="font-size:90%">$title</div>
+<img src="$src" alt="$title, $readout" data-title="$title"
+ style="height:${height}px;width:${width}px;image-rendering:$rendering"></div>""")
+
+
+def encode_png(frame: np.ndarray) -> bytes:
+    """Encode a uint8 picture, (H, W) grey or (H, W, 3) colour."""
+    buffer = io.BytesIO()
+    Image.fromarray(frame).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def data_uri(frame: np.ndarray) -> str:
+    """Return a uint8 picture as an address that holds the picture itself."""
+    return "data:image/png;base64," + base64.b64encode(encode_png(frame)).decode()
+
+
+def encode_frames(frames: np.ndarray) -> list[str]:
+    """Return the frames as addresses, or only one of them where the picture never changes."""
+    return [data_uri(frame) for frame in (frames[:1] if (frames == frames[0]).all() else frames)]
+
+
+def rendering(frame: np.ndarray, height: int) -> str:
+    """Return the CSS image-rendering: sharp pixels where a small picture is scaled up to `height`."""
+    return "pixelated" if len(frame) < height else "auto"
+
+
+class Filmstrip:
+    """Play recorded frames in plain HTML: slider, play and pause, arrow keys, no kernel, nothing from the network.
+
+    `panels` maps a title to uint8 frames (F, H, W) or (F, H, W, 3), shown side by side at `height` CSS pixels;
+    `readout` holds one line for each of the F frames. Where scripts do not run, the frame `start` is a still picture.
+    """
+
+    def __init__(
+        self,
+        panels: dict[str, Tensor | np.ndarray],
+        readout: Sequence[str],
+        name: str = "timestep",
+        height: int = 168,
+        start: int = 0,
+        fps: int = 10,
+    ):
+        self.panels = {title: np.asarray(frames) for title, frames in panels.items()}
+        self.readout, self.name, self.height, self.start, self.fps = list(readout), name, height, start, fps
+        for title, frames in self.panels.items():
+            is_picture = frames.ndim == 3 or (frames.ndim == 4 and frames.shape[3] == 3)
+            if frames.dtype != np.uint8 or not is_picture or len(frames) != len(self.readout):
+                expected = f"uint8 (F, H, W) or (F, H, W, 3) with F = {len(self.readout)}, one frame for each readout"
+                raise ValueError(f"panel {title!r} is {frames.dtype} {frames.shape}; expected {expected}")
+        if not 0 <= start < len(self.readout):
+            raise ValueError(f"start is {start}; expected a frame number from 0 to {len(self.readout) - 1}")
+
+    def _picture(self, title: str, uris: list[str]) -> str:
+        frame = self.panels[title][self.start]
+        return PICTURE.substitute(
+            title=html.escape(title),
+            src=uris[self.start % len(uris)],
+            readout=html.escape(self.readout[self.start]),
+            height=self.height,
+            width=round(self.height * frame.shape[1] / frame.shape[0]),
+            rendering=rendering(frame, self.height),
+        )
+
+    def _repr_html_(self) -> str:
+        uris = {title: encode_frames(frames) for title, frames in self.panels.items()}
+        panels, readout = (json.dumps(part).replace("<", "\\u003c") for part in (list(uris.values()), self.readout))
+        return PAGE.substitute(
+            film=hashlib.sha256((panels + readout).encode()).hexdigest()[:12],  # the same frames give the same page
+            pictures="".join(self._picture(title, uris[title]) for title in self.panels),
+            panels=panels,
+            readout=readout,
+            shown=html.escape(self.readout[self.start]),
+            name=html.escape(self.name),
+            last=len(self.readout) - 1,
+            start=self.start,
+            interval=round(1000 / self.fps),
+        )
+
+
+class Explorer:
+    """Show the controls of a choice and a timestep slider with play; draw the pictures when they are first looked at.
+
+    A subclass gives `prepare()`, called after each choice, which does the slow work and returns T; and `draw(t)`, which
+    returns the uint8 panels by title and the readout. `slider.value` may be read, set and linked from Python.
+    """
+
+    height = 168
+
+    def __init__(self, controls: dict[str, widgets.Widget]):
+        self.controls = controls
+        self.slider = widgets.IntSlider(description="timestep t", min=0, max=1, layout={"width": "420px"})
+        self.play = widgets.Play(min=0, max=1, interval=100)
+        self.readout = widgets.HTML()
+        self.pictures = widgets.HBox()
+        widgets.link((self.play, "value"), (self.slider, "value"))
+        self.view = widgets.VBox(
+            [
+                widgets.HTML("<style>img.fmdiff-pixelated {image-rendering: pixelated}</style>"),
+                widgets.HBox(list(controls.values()), layout={"flex_flow": "row wrap"}),
+                self.pictures,
+                widgets.HBox([self.play, self.slider]),
+                self.readout,
+            ]
+        )
+        self.frame = lru_cache(maxsize=128)(self.draw)  # a widget lives as long as its kernel
+        self._choose()
+        for control in controls.values():
+            control.observe(self._choose, "value")
+        self.slider.observe(self._show, "value")
+
+    def prepare(self) -> int:
+        """Do the slow work of a choice and return the number of steps T."""
+        raise NotImplementedError
+
+    def draw(self, t: int) -> tuple[dict[str, np.ndarray], str]:
+        """Return the panels at step t, uint8 by title, and the readout."""
+        raise NotImplementedError
+
+    def _choose(self, change=None) -> None:
+        """Prepare a new choice, with the controls locked so that no second one queues behind it."""
+        self._lock(True)
+        self.readout.value = "drawing ..."
+        self.frame.cache_clear()
+        try:
+            last = self.prepare() - 1
+        except Exception as error:
+            self._say(error)
+            raise
+        finally:
+            self._lock(False)
+        place = self.slider.value / max(1, self.slider.max)
+        self.play.max = self.slider.max = last
+        self.play.step = max(1, last // 50)
+        self.slider.value = round(place * last)
+        self._show()
+
+    def _say(self, error: Exception) -> None:
+        """Show an error, because a kernel hides what a widget raises."""
+        self.readout.value = html.escape(f"{type(error).__name__}: {error}")
+
+    def _lock(self, locked: bool) -> None:
+        for control in [*self.controls.values(), self.slider, self.play]:
+            control.disabled = locked
+
+    def _show(self, change=None) -> None:
+        """Swap the pictures of the slider's step in."""
+        try:
+            panels, readout = self.frame(self.slider.value)
+        except Exception as error:
+            self._say(error)
+            raise
+        if not self.pictures.children:
+            self.pictures.children = [self._panel(title, frame) for title, frame in panels.items()]
+        for box, frame in zip(self.pictures.children, panels.values(), strict=True):
+            box.children[1].value = encode_png(frame)
+        self.readout.value = f'<code style="white-space:pre">{html.escape(readout)}</code>'
+
+    def _panel(self, title: str, frame: np.ndarray) -> widgets.VBox:
+        image = widgets.Image(format="png", layout={"height": f"{self.height}px", "object_fit": "contain"})
+        image.add_class(f"fmdiff-{rendering(frame, self.height)}")
+        return widgets.VBox([widgets.HTML(html.escape(title)), image], layout={"margin": "0 12px 0 0"})
+
+    def filmstrip(self, num_frames: int = 20) -> Filmstrip:
+        """Return a Filmstrip of `num_frames` steps of the present choice, evenly spaced from the first to the last."""
+        steps = np.linspace(0, self.slider.max, min(num_frames, self.slider.max + 1)).round().astype(int)
+        drawn = [self.frame(int(t)) for t in steps]
+        panels = {title: np.stack([frames[title] for frames, _ in drawn]) for title in drawn[0][0]}
+        start = int(np.abs(steps - self.slider.value).argmin())
+        return Filmstrip(panels, [readout for _, readout in drawn], height=self.height, start=start)
+
+    def _repr_mimebundle_(self, **kwargs) -> dict:
+        """Return the live widget, and a Filmstrip for where there is no kernel: saved notebooks, the web."""
+        widget = {"version_major": 2, "version_minor": 0, "model_id": self.view.model_id}
+        page = self.filmstrip()._repr_html_()
+        return {
+            "application/vnd.jupyter.widget-view+json": widget,
+            "text/html": page,
+            "text/plain": type(self).__name__,
+        }
+
+
+class NoisingExplorer(Explorer):
+    """Explore q(x_t | x_0): choose a garment, a schedule and T, and slide through the steps.
+
+    `images` uint8 (N, 1, 28, 28) and `labels` (N,) are a split of the dataset, `seed` decides the noise, which stays
+    the same for every choice, so that only the choice changes the picture.
+    """
+
+    SCHEDULES = ("linear", "rescaled_linear", "quadratic", "sigmoid", "cosine")
+
+    def __init__(self, images: Tensor, labels: Tensor, garment: str = "Ankle boot", seed: int = 0):
+        self.images, self.labels = images, labels
+        self.eps = torch.randn(1, *images.shape[1:], generator=torch.Generator().manual_seed(seed))
+        controls = {
+            "garment": widgets.Dropdown(options=CLASS_NAMES, value=garment, description="garment"),
+            "index": widgets.BoundedIntText(min=0, max=999, description="which one"),
+            "schedule": widgets.Dropdown(options=self.SCHEDULES, description="schedule"),
+            "T": widgets.Dropdown(options=(50, 100, 200, 300, 1000), value=1000, description="T"),
+        }
+        for control in controls.values():
+            control.layout.width = "200px"
+        super().__init__(controls)
+        self.slider.value = self.slider.max // 4
+
+    def prepare(self) -> int:
+        """Look up the garment and build the schedule."""
+        garment, index, name, T = (control.value for control in self.controls.values())
+        of_class = (self.labels == CLASS_NAMES.index(garment)).nonzero().flatten()
+        if not len(of_class):
+            raise ValueError(f"there is no {garment} among the {len(self.labels)} images")
+        self.x0 = to_model(self.images[of_class[index % len(of_class)]])[None].cpu()
+        self.schedule = schedules.Schedule(getattr(schedules, f"{name}_beta")(T))
+        return T
+
+    def draw(self, t: int) -> tuple[dict[str, np.ndarray], str]:
+        """Return x0, eps, x_t and the histogram of x_t, with the scales and the log-SNR at t."""
+        xt = add_noise(self.x0, torch.tensor([t]), self.eps, self.schedule)
+        images = {"x0": self.x0, "eps, drawn from N(0, I)": self.eps, "x_t": xt}
+        panels = {title: to_uint8(x)[0, 0].numpy() for title, x in images.items()}
+        panels["pixels of x_t against N(0, 1)"] = histogram_frame(xt, height=self.height)
+        signal, noise = self.schedule.signal_scale[t].item(), self.schedule.noise_scale[t].item()
+        snr = self.schedule.log_snr_db[t].item()
+        return panels, f"t = {t:4d}   x_t = {signal:.3f} x0 + {noise:.3f} eps   SNR {snr:6.1f} dB"

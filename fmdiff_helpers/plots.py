@@ -1,0 +1,150 @@
+"""Figures in one style: fixed grey scale, labelled axes, colours that colour-blind readers can tell apart.
+
+Each function returns a matplotlib figure that a notebook shows when it is a cell's last line. Images are (N, 1, H, W),
+uint8 from 0 to 255 or floating point from -1 to 1; what lies outside is drawn black or white.
+"""
+
+from collections.abc import Sequence
+from itertools import cycle
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from einops import rearrange
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe & Ito 2008
+STYLE = {
+    "figure.dpi": 80,
+    "figure.constrained_layout.use": True,
+    "font.size": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "axes.prop_cycle": plt.cycler(color=COLORS),
+}
+
+
+def new_figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list[plt.Axes]]:
+    """Return a figure in the style of the series with `columns` axes; width and height in inches."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, columns, figsize=(width, height), squeeze=False)
+    plt.close(figure)  # else a notebook draws it twice: as pyplot's open figure and as the cell's value
+    return figure, list(axes[0])
+
+
+def tile(images: Tensor, columns: int) -> Tensor:
+    """Lay images (N, 1, H, W) out in rows of `columns`, as one picture (rows * H, columns * W); N fills the rows."""
+    if images.ndim != 4 or images.shape[1] != 1 or columns < 1 or not len(images) or len(images) % columns:
+        raise ValueError(f"images are {tuple(images.shape)}; expected (N, 1, H, W), N a multiple of {columns} columns")
+    return rearrange(images, "(r c) 1 h w -> (r h) (c w)", c=columns)
+
+
+def image_grid(
+    images: Tensor,
+    columns: int,
+    column_labels: Sequence[str] = (),
+    row_labels: Sequence[str] = (),
+    title: str = "",
+    scale: int = 3,
+) -> Figure:
+    """Draw images (N, 1, H, W) in rows of `columns`, a pixel as `scale` x `scale`, with labels for columns and rows."""
+    picture = tile(images, columns).detach().float().cpu()
+    low, high = (0, 255) if images.dtype == torch.uint8 else (-1, 1)
+    rows, dpi = len(images) // columns, STYLE["figure.dpi"]
+    height, width = (size * scale / dpi for size in picture.shape)  # in inches
+    left, top = 1.3 * bool(row_labels), 0.3 * bool(column_labels) + 0.4 * bool(title)
+    figure, (axis,) = new_figure(left + width, top + height)
+    figure.set_layout_engine("none")  # it would resize the axes, and then some pixels are wider than others
+    axis.set_position([left / (left + width), 0, width / (left + width), height / (top + height)])
+    axis.imshow(
+        picture, vmin=low, vmax=high, extent=(0, columns, rows, 0), aspect="auto", cmap="gray", interpolation="nearest"
+    )
+    axis.set_xticks(np.arange(len(column_labels)) + 0.5, column_labels)
+    axis.set_yticks(np.arange(len(row_labels)) + 0.5, row_labels)
+    axis.tick_params(length=0, labeltop=True, labelbottom=False)
+    axis.spines[:].set_visible(False)
+    axis.grid(False)
+    axis.set_title(title)
+    return figure
+
+
+def curves(x: Tensor | Sequence, lines: dict[str, Tensor], xlabel: str, ylabel: str, title: str = "") -> Figure:
+    """Draw named lines, each the length of `x`, on one pair of axes."""
+    figure, (axis,) = new_figure(7, 3.6)
+    for name, line in lines.items():
+        axis.plot(x, line, label=name)
+    axis.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    axis.legend()
+    return figure
+
+
+def schedule_curves(schedules: dict) -> Figure:
+    """Draw named schedules against progress: the share of the picture that is left, and the SNR in dB."""
+    figure, (left, right) = new_figure(11, 3.8, columns=2)
+    dashes = ("-", "--", "-.", ":", (0, (6, 1)))  # so that equal schedules show both
+    for (name, schedule), style in zip(schedules.items(), cycle(dashes), strict=False):
+        progress = (torch.arange(schedule.T) + 1) / schedule.T
+        left.plot(progress, schedule.signal_scale, linestyle=style, label=name)
+        right.plot(progress, schedule.log_snr_db, linestyle=style, label=name)
+    left.set(xlabel="progress (t + 1) / T", ylabel="signal scale", title="How much of the picture is left")
+    right.set(xlabel="progress (t + 1) / T", ylabel="SNR in dB", title="The same, as signal-to-noise ratio")
+    right.set_ylim(-45, 45)
+    right.axhline(0, color="black", linewidth=0.8)
+    left.legend()
+    return figure
+
+
+def histograms(
+    values: dict[str, Tensor],
+    gaussians: dict[str, tuple[float, float]] | None = None,
+    limits: tuple[float, float] = (-4, 4),
+    xlabel: str = "pixel value",
+    title: str = "",
+) -> Figure:
+    """Draw densities of named values, the first one filled, and named Gaussians (mean, std); by default N(0, 1)."""
+    figure, (axis,) = new_figure(9, 3.4)
+    edges = np.linspace(*limits, 81)
+    for k, (name, value) in enumerate(values.items()):
+        look = {"histtype": "step", "linewidth": 1.5} if k else {"alpha": 0.4}
+        axis.hist(value.detach().float().flatten().cpu(), edges, density=True, label=name, **look)
+    for name, (mean, std) in (gaussians or {"N(0, 1)": (0, 1)}).items():
+        axis.plot(edges, normal_density(edges, mean, std), "--", label=name)
+    axis.set(xlabel=xlabel, ylabel="density", title=title)
+    axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def normal_density(x: np.ndarray, mean: float = 0.0, std: float = 1.0) -> np.ndarray:
+    """Return the density of N(mean, std^2) at x."""
+    return np.exp(-0.5 * ((x - mean) / std) ** 2) / (std * np.sqrt(2 * np.pi))
+
+
+def histogram_frame(x: Tensor, width: int = 300, height: int = 224, top: float = 0.8) -> np.ndarray:
+    """Draw the density of the values of `x` from -4 to 4 against N(0, 1), as uint8 (height, width, 3).
+
+    For players, where a matplotlib figure would be too slow. Bars above the density `top` are cut off there.
+    """
+    scale = 2  # drawn twice as large and reduced, which smooths the edges
+    W, H, foot = scale * width, scale * height, scale * 22
+    edges = np.linspace(-4, 4, 41)
+    counts, _ = np.histogram(x.detach().float().cpu().numpy(), edges)
+    density = counts / (x.numel() * (edges[1] - edges[0]))  # of all values: those outside are not drawn
+
+    def place(value, density):
+        return (value + 4) / 8 * W, (H - foot) * (1 - min(density, top) / top)
+
+    picture = Image.new("RGB", (W, H), "white")
+    draw = ImageDraw.Draw(picture)
+    for left, right, d in zip(edges[:-1], edges[1:], density, strict=True):
+        draw.rectangle([*place(left, d), place(right, 0)[0] - 2, H - foot], fill=COLORS[5] if d else "white")
+    points = np.linspace(-4, 4, 161)
+    draw.line([place(v, d) for v, d in zip(points, normal_density(points), strict=True)], fill="black", width=3)
+    draw.line([0, H - foot, W, H - foot], fill="black", width=2)
+    font = ImageFont.load_default(scale * 12)
+    for tick in range(-3, 4):
+        draw.text((place(tick, 0)[0], H - foot + 8), str(tick), fill="black", font=font, anchor="mt")
+    return np.array(picture.reduce(scale))

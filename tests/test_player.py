@@ -1,0 +1,411 @@
+"""The claims of fmdiff_helpers.player: a page holds its frames, an explorer shows its choice and draws once."""
+
+import base64
+import io
+import json
+import re
+from collections import Counter
+from html.parser import HTMLParser
+from itertools import product
+
+import ipywidgets as widgets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fmdiff_helpers import schedules
+from fmdiff_helpers.data import CLASS_NAMES, to_model, to_uint8
+from fmdiff_helpers.diffusion import add_noise
+from fmdiff_helpers.player import Explorer, Filmstrip, NoisingExplorer
+from fmdiff_helpers.plots import histogram_frame
+from fmdiff_helpers.schedules import Schedule
+from fmdiff_helpers.standin import draw_garments
+
+HOSTILE = "</script><b>\"'&amp; $film ${src} $$ \u2028 <!-- \\u003c"
+
+
+def noise(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+def decode(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png)))
+
+
+class Page(HTMLParser):
+    """What a browser makes of a Filmstrip: its elements with their attributes, its text and what its script holds."""
+
+    def __init__(self, film: Filmstrip):
+        super().__init__()
+        self.html = film._repr_html_()
+        self.elements: list[tuple[str, dict]] = []
+        self.text: list[str] = []
+        self.script = ""
+        self.feed(self.html)
+        self.close()
+        uris, rest = json.JSONDecoder().raw_decode(self.script.split("const panels = ", 1)[1])
+        after = self.script.split("const panels = ", 1)[1][rest:]
+        self.readout, _ = json.JSONDecoder().raw_decode(after.removeprefix(", readout = "))
+        self.panels = [[self.picture(uri) for uri in panel] for panel in uris]
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_data(self, text):
+        if self.elements[-1][0] == "script" and not self.script:
+            self.script = text
+        elif text.strip():
+            self.text.append(text)
+
+    def all(self, tag: str) -> list[dict]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+    @staticmethod
+    def picture(uri: str) -> np.ndarray:
+        kind, code = uri.split(",")
+        assert kind == "data:image/png;base64"
+        return decode(base64.b64decode(code, validate=True))
+
+
+# Filmstrip
+
+
+def test_a_filmstrip_holds_every_frame_pixel_for_pixel():
+    panels = {"grey": noise(4, 28, 30), "colour": noise(4, 9, 8, 3), "a tensor": torch.from_numpy(noise(4, 5, 5))}
+    page = Page(Filmstrip(panels, ["a", "b", "c", "d"]))
+    assert page.readout == ["a", "b", "c", "d"]
+    for shown, frames in zip(page.panels, panels.values(), strict=True):
+        assert len(shown) == 4 and all(np.array_equal(*pair) for pair in zip(shown, frames, strict=True))
+
+
+def test_a_picture_that_never_changes_is_held_once():
+    page = Page(Filmstrip({"still": noise(1, 28, 28).repeat(4, axis=0), "moving": noise(4, 28, 28)}, "abcd", start=3))
+    assert [len(frames) for frames in page.panels] == [1, 4]
+    assert np.array_equal(page.picture(page.all("img")[0]["src"]), noise(1, 28, 28)[0])
+
+
+@pytest.mark.parametrize("start", [0, 2])
+def test_without_scripts_the_page_shows_the_start_frame_and_no_dead_control(start):
+    page = Page(Filmstrip({"x_t": noise(3, 28, 14)}, ["t = 0", "t = 1", "t = 2"], height=56, start=start))
+    (image,) = page.all("img")
+    assert np.array_equal(page.picture(image["src"]), noise(3, 28, 14)[start])
+    assert "height:56px" in image["style"] and "width:28px" in image["style"]
+    assert page.text[0] == "x_t" and page.text[-1] == f"t = {start}"
+    for control in page.all("button") + page.all("input"):
+        assert "display:none" in control["style"]
+
+
+def test_slider_and_pictures_speak_to_a_screen_reader():
+    page = Page(Filmstrip({"x_t": noise(3, 28, 28)}, ["t = 0", "t = 1", "t = 2"], name="step", start=1))
+    assert [image["alt"] for image in page.all("img")] == ["x_t, t = 1"]
+    (slider,), (button,) = page.all("input"), page.all("button")
+    assert slider["aria-label"] == "step" and button["aria-label"]
+    assert (slider["type"], slider["min"], slider["max"], slider["value"]) == ("range", "0", "2", "1")
+
+
+@pytest.mark.parametrize("height, expected", [(28, "auto"), (29, "pixelated"), (14, "auto")])
+def test_only_a_picture_that_is_scaled_up_has_sharp_pixels(height, expected):
+    (image,) = Page(Filmstrip({"x": noise(1, 28, 28)}, ["a"], height=height)).all("img")
+    assert image["style"].endswith(f"image-rendering:{expected}")
+
+
+def test_hostile_text_is_shown_as_it_is_and_ends_no_script():
+    page = Page(Filmstrip({HOSTILE: noise(2, 3, 3)}, [HOSTILE, "b"], name=HOSTILE))
+    harmless = Page(Filmstrip({"title": noise(2, 3, 3)}, ["a", "b"]))
+    assert [tag for tag, _ in page.elements] == [tag for tag, _ in harmless.elements]
+    assert page.readout == [HOSTILE, "b"] and page.text.count(HOSTILE) == 2
+    (image,), (slider,) = page.all("img"), page.all("input")
+    assert image["alt"] == f"{HOSTILE}, {HOSTILE}" and image["data-title"] == HOSTILE
+    assert slider["aria-label"] == HOSTILE
+    assert page.html.count("</script>") == 1
+
+
+def test_a_page_needs_nothing_from_the_network():
+    page = Page(Filmstrip({"x": noise(2, 3, 3)}, ["a", "b"]))
+    assert not re.search(r"https?:|//\w|url\(|import|fetch", re.sub(r"base64,[^\"]*", "", page.html))
+    assert {tag for tag, _ in page.elements} <= set("figure div img figcaption button input output script".split())
+
+
+def test_the_same_frames_give_the_same_page_and_others_another():
+    def film(frames: np.ndarray, *readout: str) -> Page:
+        return Page(Filmstrip({"x": frames}, readout))
+
+    first, same = film(noise(2, 3, 3), "a", "b"), film(noise(2, 3, 3).copy(), "a", "b")
+    assert first.html == same.html
+    for other in (film(noise(2, 3, 3)[::-1], "a", "b"), film(noise(2, 3, 3), "a", "c")):
+        assert first.all("figure")[0]["data-film"] != other.all("figure")[0]["data-film"]
+
+
+def test_forty_frames_of_ten_images_of_noise_stay_within_700_kB():
+    """The largest strip of the series; noise is what compresses least."""
+    size = len(Filmstrip({"x_t": noise(40, 28, 280)}, [f"t = {t}" for t in range(40)])._repr_html_())
+    assert 400_000 < size < 700_000
+
+
+@pytest.mark.parametrize(
+    "frames, readout, message",
+    [
+        (np.zeros((2, 3, 3)), "ab", r"panel 'x' is float64 \(2, 3, 3\); expected uint8"),
+        (torch.zeros(2, 3, 3, dtype=torch.int64), "ab", r"panel 'x' is int64 \(2, 3, 3\); expected uint8"),
+        (noise(3, 3), "abc", r"panel 'x' is uint8 \(3, 3\)"),
+        (noise(2, 1, 3, 3, 3), "ab", r"panel 'x' is uint8 \(2, 1, 3, 3, 3\)"),
+        (noise(2, 3, 3), "abc", r"panel 'x' is uint8 \(2, 3, 3\); .* F = 3, one frame for each readout"),
+        (noise(0, 3, 3), "", "start is 0"),
+    ],
+)
+def test_frames_that_are_no_film_are_an_error(frames, readout, message):
+    with pytest.raises(ValueError, match=message):
+        Filmstrip({"fine": noise(len(readout), 3, 3), "x": frames}, readout)
+
+
+@pytest.mark.parametrize("start", [-1, 2])
+def test_a_start_beyond_the_film_is_an_error(start):
+    with pytest.raises(ValueError, match=f"start is {start}; expected a frame number from 0 to 1"):
+        Filmstrip({"x": noise(2, 3, 3)}, ["a", "b"], start=start)
+
+
+# Explorer
+
+
+class Counting(Explorer):
+    """Draws one pixel, t, and counts; a choice of T below zero fails."""
+
+    def __init__(self):
+        self.prepared, self.drawn, self.locks = [], Counter(), []
+        super().__init__({"T": widgets.IntText(value=101), "colour": widgets.Dropdown(options=["grey", "<b>"])})
+
+    def prepare(self) -> int:
+        T = self.controls["T"].value
+        self.prepared.append(T)
+        self.drawn.clear()
+        self.locks.append(self.disabled())
+        if T < 0:
+            raise RuntimeError(f"T is <{T}>")
+        return T
+
+    def draw(self, t: int):
+        assert 0 <= t < self.controls["T"].value
+        self.drawn[t] += 1
+        return {"x <t>": np.full((2, 2), t % 256, dtype=np.uint8)}, f"t = {t} <&>"
+
+    def disabled(self) -> list[bool]:
+        return [control.disabled for control in [*self.controls.values(), self.slider, self.play]]
+
+    def shown(self) -> int:
+        (box,) = self.pictures.children
+        return decode(box.children[1].value)[0, 0]
+
+
+def test_an_explorer_shows_the_step_of_its_slider():
+    explorer = Counting()
+    assert explorer.shown() == 0
+    for t in (7, 100, 0):
+        explorer.slider.value = t
+        assert explorer.shown() == t and f"t = {t} &lt;&amp;&gt;" in explorer.readout.value
+    assert explorer.pictures.children[0].children[0].value == "x &lt;t&gt;"
+
+
+def test_a_step_is_drawn_once_for_each_choice():
+    explorer = Counting()
+    for t in (5, 9, 5, 0, 9):
+        explorer.slider.value = t
+    assert explorer.drawn == {0: 1, 5: 1, 9: 1} and explorer.prepared == [101]
+    explorer.controls["colour"].value = "<b>"
+    assert explorer.prepared == [101, 101] and explorer.drawn == {9: 1}, "the pictures of the last choice are gone"
+    explorer.slider.value = 5
+    assert explorer.drawn == {9: 1, 5: 1}
+
+
+def test_pictures_are_swapped_in_place():
+    """New widgets for each step would flicker and would fill the memory of the browser."""
+    explorer = Counting()
+    before = explorer.pictures.children
+    explorer.slider.value = 50
+    explorer.controls["colour"].value = "<b>"
+    assert explorer.pictures.children == before
+
+
+def test_play_and_slider_move_each_other():
+    explorer = Counting()
+    explorer.play.value = 30
+    assert explorer.slider.value == 30 and explorer.shown() == 30
+    explorer.slider.value = 40
+    assert explorer.play.value == 40
+
+
+@pytest.mark.parametrize("T", [2, 51, 101, 1001])
+def test_the_slider_keeps_its_relative_place_and_play_its_length(T):
+    explorer = Counting()
+    explorer.slider.value = 50
+    explorer.controls["T"].value = T
+    assert explorer.slider.max == explorer.play.max == T - 1
+    assert explorer.slider.value == explorer.play.value == round((T - 1) / 2)
+    assert explorer.shown() == explorer.slider.value % 256
+    assert explorer.slider.max / explorer.play.step <= 100, "the film plays in a few seconds"
+    assert max(explorer.drawn.values()) == 1
+
+
+@pytest.mark.parametrize("t", [0, 100])
+def test_the_ends_of_the_slider_stay_the_ends(t):
+    explorer = Counting()
+    explorer.slider.value = t
+    for T in (11, 500, 7):
+        explorer.controls["T"].value = T
+        assert explorer.slider.value == (T - 1 if t else 0)
+
+
+def test_controls_are_locked_while_a_choice_is_prepared_and_free_after():
+    explorer = Counting()
+    explorer.controls["colour"].value = "<b>"
+    assert explorer.locks == [[True] * 4] * 2 and explorer.disabled() == [False] * 4
+
+
+def test_a_choice_that_fails_says_why_and_leaves_the_controls_free():
+    explorer = Counting()
+    with pytest.raises(RuntimeError, match="T is <-1>"):
+        explorer.controls["T"].value = -1
+    assert explorer.readout.value == "RuntimeError: T is &lt;-1&gt;"
+    assert explorer.disabled() == [False] * 4 and explorer.locks[-1] == [True] * 4
+    explorer.controls["T"].value = 21
+    assert explorer.slider.max == 20 and "t = 0" in explorer.readout.value
+
+
+@pytest.mark.parametrize("num_frames, steps", [(2, [0, 100]), (5, [0, 25, 50, 75, 100]), (999, list(range(101)))])
+def test_a_filmstrip_of_an_explorer_runs_evenly_from_the_first_step_to_the_last(num_frames, steps):
+    explorer = Counting()
+    explorer.slider.value = 60
+    film = explorer.filmstrip(num_frames)
+    assert film.panels["x <t>"][:, 0, 0].tolist() == steps
+    assert film.readout == [f"t = {t} <&>" for t in steps]
+    assert steps[film.start] == min(steps, key=lambda t: abs(t - 60)), "it starts where the slider is"
+    assert explorer.slider.value == 60 and film.height == explorer.height
+
+
+def test_a_notebook_gets_the_live_widget_and_a_filmstrip_in_its_place():
+    explorer = Counting()
+    bundle = explorer._repr_mimebundle_(include=None, exclude=None)
+    assert set(bundle) == {"application/vnd.jupyter.widget-view+json", "text/html", "text/plain"}
+    view = bundle["application/vnd.jupyter.widget-view+json"]
+    assert view == {"version_major": 2, "version_minor": 0, "model_id": explorer.view.model_id}
+    assert bundle["text/html"] == explorer.filmstrip()._repr_html_()
+    assert "Counting" in bundle["text/plain"]
+
+
+def test_the_view_holds_every_control_the_slider_the_play_button_the_pictures_and_the_readout():
+    def inside(widget):
+        yield widget
+        for child in getattr(widget, "children", ()):
+            yield from inside(child)
+
+    explorer = Counting()
+    shown = list(inside(explorer.view))
+    for part in [*explorer.controls.values(), explorer.slider, explorer.play, explorer.pictures, explorer.readout]:
+        assert part in shown
+
+
+# NoisingExplorer
+
+GARMENTS, LABELS = draw_garments(200)
+SCHEDULES, LENGTHS = NoisingExplorer.SCHEDULES, (50, 100, 200, 300, 1000)
+
+
+@pytest.fixture
+def noising() -> NoisingExplorer:
+    return NoisingExplorer(GARMENTS, LABELS)
+
+
+def expected(explorer: NoisingExplorer, seed: int = 0) -> tuple[dict[str, np.ndarray], str]:
+    """The panels and the readout that belong to the controls and the slider, computed from the definitions."""
+    choice, t = {name: control.value for name, control in explorer.controls.items()}, explorer.slider.value
+    of_class = GARMENTS[CLASS_NAMES.index(choice["garment"]) == LABELS]
+    x0 = to_model(of_class[choice["index"] % len(of_class)])[None]
+    eps = torch.randn(1, 1, 28, 28, generator=torch.Generator().manual_seed(seed))
+    schedule = Schedule(getattr(schedules, f"{choice['schedule']}_beta")(choice["T"]))
+    xt = add_noise(x0, torch.tensor([t]), eps, schedule)
+    panels = {name: to_uint8(x)[0, 0].numpy() for name, x in {"x0": x0, "eps": eps, "x_t": xt}.items()}
+    panels["pixels"] = histogram_frame(xt, height=168)
+    signal, noise, snr = (table[t] for table in (schedule.signal_scale, schedule.noise_scale, schedule.log_snr_db))
+    return panels, f"t = {t:4d}   x_t = {signal:.3f} x0 + {noise:.3f} eps   SNR {snr:6.1f} dB"
+
+
+def check(explorer: NoisingExplorer, seed: int = 0) -> None:
+    """What the explorer shows is what its controls say."""
+    panels, readout = expected(explorer, seed)
+    assert f">{readout}</code>" in explorer.readout.value
+    for box, (name, panel) in zip(explorer.pictures.children, panels.items(), strict=True):
+        title, image = box.children
+        assert name in title.value.split(",")[0] and np.array_equal(decode(image.value), panel), name
+
+
+def test_the_noising_explorer_opens_on_an_ankle_boot_a_quarter_of_the_way(noising):
+    assert [control.value for control in noising.controls.values()] == ["Ankle boot", 0, "linear", 1000]
+    assert noising.slider.value == 249
+    check(noising)
+
+
+def test_the_noising_explorer_offers_each_garment_schedule_and_length(noising):
+    assert list(noising.controls["garment"].options) == list(CLASS_NAMES)
+    assert list(noising.controls["schedule"].options) == list(SCHEDULES)
+    assert list(noising.controls["T"].options) == list(LENGTHS)
+    makers = {name.removesuffix("_beta") for name in vars(schedules) if name.endswith("_beta")} - {"check"}
+    assert set(SCHEDULES) == makers, "no schedule of the series is left out"
+
+
+@pytest.mark.parametrize(
+    "choice", [{"garment": "Bag"}, {"index": 3}, {"schedule": "cosine"}, {"T": 50}, {"garment": "Dress", "T": 200}]
+)
+def test_a_choice_changes_what_is_drawn(noising, choice):
+    before = [box.children[1].value for box in noising.pictures.children]
+    for name, value in choice.items():
+        noising.controls[name].value = value
+    check(noising)
+    assert before != [box.children[1].value for box in noising.pictures.children]
+
+
+@pytest.mark.parametrize("schedule, T", list(product(SCHEDULES, LENGTHS)))
+def test_every_schedule_works_at_every_length_that_is_offered(noising, schedule, T):
+    noising.controls["schedule"].value, noising.controls["T"].value = schedule, T
+    for t in (0, T // 2, T - 1):
+        noising.slider.value = t
+        check(noising)
+
+
+def test_an_index_beyond_the_class_starts_again_at_its_first_garment(noising):
+    count = int((CLASS_NAMES.index("Ankle boot") == LABELS).sum())
+    before = noising.pictures.children[0].children[1].value
+    noising.controls["index"].value = count
+    assert noising.pictures.children[0].children[1].value == before
+    noising.controls["index"].value = 999
+    check(noising)
+
+
+def test_the_noise_stays_the_same_for_every_choice(noising):
+    before = noising.pictures.children[1].children[1].value
+    for name, value in {"garment": "Shirt", "index": 4, "schedule": "sigmoid", "T": 300}.items():
+        noising.controls[name].value = value
+        assert noising.pictures.children[1].children[1].value == before
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_the_seed_decides_the_noise(noising, seed):
+    other = NoisingExplorer(GARMENTS, LABELS, seed=seed)
+    check(other, seed)
+    assert other.pictures.children[1].children[1].value != noising.pictures.children[1].children[1].value
+
+
+def test_the_noising_explorer_leaves_the_global_generator_and_its_data_alone():
+    rng, garments = torch.get_rng_state(), GARMENTS.clone()
+    explorer = NoisingExplorer(GARMENTS, LABELS)
+    explorer.controls["garment"].value = "Bag"
+    explorer.filmstrip()
+    assert torch.equal(torch.get_rng_state(), rng) and torch.equal(GARMENTS, garments)
+
+
+def test_the_saved_noising_explorer_stays_within_250_kB(noising):
+    assert len(noising._repr_mimebundle_()["text/html"]) < 250_000
+
+
+def test_an_unknown_garment_is_an_error():
+    with pytest.raises(Exception, match="Invalid selection"):
+        NoisingExplorer(GARMENTS, LABELS, garment="ankle boot")

@@ -1,0 +1,257 @@
+"""The claims of fmdiff_helpers.plots: pictures show the numbers they were given, on one scale, and leave no trace."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from numpy.testing import assert_allclose
+
+from fmdiff_helpers.data import to_model
+from fmdiff_helpers.plots import (
+    COLORS,
+    curves,
+    histogram_frame,
+    histograms,
+    image_grid,
+    new_figure,
+    normal_density,
+    schedule_curves,
+    tile,
+)
+from fmdiff_helpers.schedules import Schedule, cosine_beta, linear_beta
+
+# image_grid hands matplotlib a tensor, which numpy 2 warns about; without that this line can go.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")
+
+IMAGES = torch.randint(0, 256, (6, 1, 5, 7), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+SCHEDULES = {"linear, T = 1000": Schedule(linear_beta(1000)), "cosine, T = 50": Schedule(cosine_beta(50))}
+
+
+def drawn(figure) -> np.ndarray:
+    """The pixels of a figure, as a notebook shows it."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].astype(int)
+
+
+def texts(labels) -> list[str]:
+    return [label.get_text() for label in labels]
+
+
+# Every figure
+
+EVERY_FIGURE = {
+    "new_figure": lambda: new_figure(4, 3, columns=2)[0],
+    "image_grid": lambda: image_grid(IMAGES, 3, ["a", "b", "c"], ["x", "y"], "title"),
+    "curves": lambda: curves([0, 1], {"a": torch.tensor([0.0, 1.0])}, "x", "y"),
+    "schedule_curves": lambda: schedule_curves(SCHEDULES),
+    "histograms": lambda: histograms({"a": torch.linspace(-1, 1, 50)}),
+}
+every_figure = pytest.mark.parametrize("make", EVERY_FIGURE.values(), ids=EVERY_FIGURE)
+
+
+@every_figure
+def test_a_figure_is_not_left_open_so_that_a_notebook_shows_it_once(make):
+    assert isinstance(make(), plt.Figure) and plt.get_fignums() == []
+
+
+@every_figure
+def test_a_figure_changes_no_setting_of_matplotlib_and_draws_no_random_number(make):
+    settings, rng = plt.rcParams.copy(), torch.get_rng_state()
+    drawn(make())
+    assert plt.rcParams == settings and torch.equal(torch.get_rng_state(), rng)
+
+
+@every_figure
+def test_a_figure_looks_the_same_whatever_the_settings_of_the_reader(make):
+    """Such as a notebook in a dark style; a row of pictures must not change with it."""
+    ours = make()
+    with plt.rc_context({"figure.dpi": 33, "axes.prop_cycle": plt.cycler(color=["red"]), "axes.spines.top": True}):
+        theirs = make()
+    assert ours.dpi == theirs.dpi and len(ours.axes) == len(theirs.axes)
+    for axis, other in zip(ours.axes, theirs.axes, strict=True):
+        assert axis.spines["top"].get_visible() == other.spines["top"].get_visible()
+        assert [line.get_color() for line in axis.lines] == [line.get_color() for line in other.lines]
+
+
+# Images
+
+
+@pytest.mark.parametrize("columns", [1, 2, 3, 6])
+def test_tile_puts_image_k_in_row_k_div_columns_and_column_k_mod_columns(columns):
+    picture = tile(IMAGES, columns)
+    assert picture.shape == (6 // columns * 5, columns * 7) and picture.dtype == IMAGES.dtype
+    for k, image in enumerate(IMAGES):
+        r, c = divmod(k, columns)
+        assert torch.equal(picture[5 * r : 5 * (r + 1), 7 * c : 7 * (c + 1)], image[0])
+
+
+@pytest.mark.parametrize("images, columns", [(IMAGES, 4), (IMAGES, 12), (IMAGES[:, 0], 3), (IMAGES[0], 1)])
+@pytest.mark.parametrize("draw", [tile, image_grid])
+def test_images_that_fill_no_grid_are_an_error_with_their_shape(draw, images, columns):
+    with pytest.raises(ValueError, match=rf"images are \({images.shape[0]}, .*a multiple of {columns} columns"):
+        draw(images, columns)
+
+
+@pytest.mark.parametrize("images, limits", [(IMAGES, (0, 255)), (to_model(IMAGES), (-1, 1))], ids=["uint8", "float"])
+@pytest.mark.parametrize("factor", [0, 1])
+def test_the_grey_scale_is_fixed_whatever_the_images_hold(images, limits, factor):
+    (shown,) = image_grid(images * factor, 3).axes[0].images
+    assert shown.get_clim() == limits and shown.get_cmap().name == "gray"
+    assert shown.get_interpolation() == "nearest"
+
+
+@pytest.mark.parametrize("scale", [1, 3])
+@pytest.mark.parametrize("labels", [{}, {"column_labels": "abc", "row_labels": "xy", "title": "title"}])
+@pytest.mark.parametrize("convert", [torch.Tensor.byte, to_model], ids=["uint8", "float"])
+def test_each_pixel_is_drawn_as_a_square_of_its_own_grey(scale, labels, convert):
+    figure = image_grid(convert(IMAGES), 3, scale=scale, **labels)
+    height, width = 10 * scale, 21 * scale
+    screen = drawn(figure)
+    left, bottom = (round(side) for side in figure.axes[0].get_window_extent().p0)
+    top = len(screen) - bottom - height
+    expected = np.kron(tile(IMAGES, 3), np.ones((scale, scale)))
+    for channel in range(3):
+        assert_allclose(screen[top : top + height, left : left + width, channel], expected, atol=1)
+
+
+def test_values_outside_the_range_are_drawn_black_and_white():
+    screen = drawn(image_grid(torch.tensor([-7.0, -1, 1, 7]).reshape(4, 1, 1, 1).expand(4, 1, 9, 9), 4, scale=1))
+    assert_allclose(screen[4, [4, 13, 22, 31], 0], [0, 0, 255, 255], atol=1)
+
+
+def test_labels_stand_beside_their_columns_and_rows_in_order():
+    (axis,) = image_grid(IMAGES, 3, ["a", "b", "c"], ["x", "y"], "title").axes
+    assert texts(axis.get_xticklabels()) == ["a", "b", "c"] and axis.get_xticks().tolist() == [0.5, 1.5, 2.5]
+    assert texts(axis.get_yticklabels()) == ["x", "y"] and axis.get_yticks().tolist() == [0.5, 1.5]
+    assert axis.get_xlim() == (0, 3) and axis.get_ylim() == (2, 0), "one unit an image, the first row on top"
+    assert axis.get_title() == "title"
+
+
+# Lines
+
+
+def test_curves_draws_each_line_under_its_name():
+    x, lines = [1, 2, 4], {"up": torch.tensor([0.0, 1.0, 2.0]), "down": [3.0, 2.0, 1.0]}
+    (axis,) = curves(x, lines, "steps", "loss", "title").axes
+    assert [line.get_label() for line in axis.lines] == ["up", "down"]
+    assert texts(axis.get_legend().get_texts()) == ["up", "down"]
+    for line, y in zip(axis.lines, lines.values(), strict=True):
+        assert_allclose(line.get_xydata(), np.stack([x, y], axis=1))
+    assert (axis.get_xlabel(), axis.get_ylabel(), axis.get_title()) == ("steps", "loss", "title")
+
+
+def test_schedule_curves_draws_signal_and_SNR_against_progress():
+    left, right = schedule_curves(SCHEDULES).axes
+    for k, (name, schedule) in enumerate(SCHEDULES.items()):
+        for axis, table in ((left, schedule.signal_scale), (right, 10 * (schedule.log_snr.exp()).log10())):
+            line = axis.lines[k]
+            assert line.get_label() == name
+            assert_allclose(line.get_xdata(), np.arange(1, schedule.T + 1) / schedule.T, rtol=1e-6)
+            assert_allclose(line.get_ydata(), table, rtol=1e-6, atol=1e-9)
+    assert texts(left.get_legend().get_texts()) == list(SCHEDULES)
+    assert all(axis.get_xlabel() and axis.get_ylabel() and axis.get_title() for axis in (left, right))
+
+
+@pytest.mark.parametrize("count", [2, 6])
+def test_each_schedule_has_a_colour_of_its_own(count):
+    left, right = schedule_curves({str(k): Schedule(linear_beta(50 + k)) for k in range(count)}).axes
+    for axis in (left, right):
+        assert [line.get_color() for line in axis.lines[:count]] == list(COLORS[:count])
+
+
+# Densities
+
+
+@pytest.mark.parametrize("limits", [(-4, 4), (-1, 3)])
+def test_histograms_draws_each_density_the_first_filled_the_others_as_outlines(limits):
+    values = {"flat": torch.linspace(-1, 1, 10_001), "shifted": torch.linspace(1, 3, 10_001).reshape(73, 137)}
+    (axis,) = histograms(values, limits=limits, xlabel="x", title="title").axes
+    filled, outline = axis.containers[0], axis.patches[-1].get_xy()
+    x, heights = (np.array([getattr(bar, f"get_{what}")() for bar in filled]) for what in ("x", "height"))
+    edges = np.linspace(*limits, 81)
+    assert_allclose(x, edges[:-1], atol=1e-9)
+    middles = (edges[:-1] + edges[1:]) / 2
+    assert_allclose(heights, np.where(np.abs(middles) < 1, 0.5, 0), atol=0.02)
+    assert_allclose(outline[:, 1].max(), 0.5, atol=0.02)
+    assert outline[outline[:, 0] < 0.99, 1].max() == 0
+    assert set(texts(axis.get_legend().get_texts())) >= {"flat", "shifted"}
+    assert (axis.get_xlabel(), axis.get_ylabel(), axis.get_title()) == ("x", "density", "title")
+
+
+@pytest.mark.parametrize("gaussians", [None, {"one": (0.5, 0.2), "two": (-1.0, 2.0)}])
+def test_histograms_draws_the_named_gaussians_or_else_the_standard_one(gaussians):
+    (axis,) = histograms({"flat": torch.linspace(-1, 1, 99)}, gaussians).axes
+    expected = gaussians or {"N(0, 1)": (0, 1)}
+    for line, (name, (mean, std)) in zip(axis.lines, expected.items(), strict=True):
+        assert line.get_label() == name and line.get_linestyle() == "--"
+        assert_allclose(line.get_ydata(), normal_density(line.get_xdata(), mean, std))
+    assert set(texts(axis.get_legend().get_texts())) == {"flat", *expected}
+
+
+@pytest.mark.parametrize("mean, std", [(0, 1), (-1.5, 0.2), (3, 2.5)])
+def test_normal_density_is_the_normal_density(mean, std):
+    x = np.linspace(mean - 9 * std, mean + 9 * std, 2001)
+    density = normal_density(x, mean, std)
+    expected = torch.distributions.Normal(torch.tensor(mean).double(), std).log_prob(torch.from_numpy(x)).exp()
+    assert_allclose(density, expected, rtol=1e-9)
+    assert_allclose(torch.trapezoid(torch.from_numpy(density), torch.from_numpy(x)), 1, rtol=1e-9)
+
+
+def test_normal_density_is_standard_unless_told_otherwise():
+    assert_allclose(normal_density(np.array([0.0, 1.0])), [0.3989423, 0.2419707], rtol=1e-6)
+
+
+FOOT = 22  # pixels below the bars, for the numbers
+
+
+def bar_heights(frame: np.ndarray) -> np.ndarray:
+    """The heights in pixels of the 40 bars: from the foot up to the highest pixel of their colour, at their middles."""
+    middles = ((np.arange(40) + 0.5) * frame.shape[1] / 40).astype(int)
+    coloured = (np.abs(frame[:-FOOT, middles].astype(int) - 255 * np.array(to_rgb(COLORS[5]))) < 2).all(axis=-1)
+    return np.where(coloured.any(axis=0), len(coloured) - coloured.argmax(axis=0), 0)
+
+
+def sample(name: str, n: int = 100_000) -> torch.Tensor:
+    rng = torch.Generator().manual_seed(0)
+    if name == "normal":
+        return torch.randn(n, generator=rng)
+    low, high = {"uniform": (-1, 1), "narrow and to the right": (2, 3.6)}[name]
+    return low + (high - low) * torch.rand(n, generator=rng)
+
+
+@pytest.mark.parametrize("name", ["uniform", "normal", "narrow and to the right"])
+@pytest.mark.parametrize("width, height", [(300, 224), (200, 168)])
+def test_the_bars_of_a_histogram_frame_are_as_high_as_the_density(name, width, height):
+    x = sample(name)
+    frame = histogram_frame(x.reshape(1, 1, 250, 400), width, height)
+    assert frame.dtype == np.uint8 and frame.shape == (height, width, 3)
+    density = torch.histc(x, 40, -4, 4) / len(x) / 0.2
+    assert_allclose(bar_heights(frame), (height - FOOT) * density / 0.8, atol=5)  # the line of N(0, 1) may hide the top
+
+
+def test_a_histogram_frame_shows_the_normal_as_a_black_line():
+    frame = histogram_frame(torch.zeros(9))
+    dark = frame[:-FOOT, ::10].max(axis=-1) < 200
+    x = np.arange(0, 300, 10) / 300 * 8 - 4
+    assert_allclose(202 - dark.argmax(axis=0), 202 * normal_density(x) / 0.8, atol=3)
+
+
+def test_bars_above_the_top_are_cut_off_there():
+    heights = bar_heights(histogram_frame(torch.zeros(9)))
+    assert heights[20] == 202 and np.count_nonzero(heights) == 1
+
+
+def test_values_outside_minus_4_to_4_are_no_crash():
+    outside = torch.tensor([-100.0, -4.001, 4.001, 1e30, float("inf"), -float("inf"), float("nan")])
+    frame = histogram_frame(torch.cat([outside, sample("uniform")]))
+    assert_allclose(bar_heights(frame), bar_heights(histogram_frame(sample("uniform"))), atol=1)
+    histograms({"a": torch.cat([outside[:4], sample("uniform")])})
+
+
+def test_the_same_values_give_the_same_frame():
+    before = torch.get_rng_state()
+    assert np.array_equal(histogram_frame(sample("normal")), histogram_frame(sample("normal")))
+    assert torch.equal(torch.get_rng_state(), before)
