@@ -1,0 +1,26 @@
+.PHONY: setup lint test notebooks requirements colab clean
+
+setup:  ## install everything, and let git show a notebook's diff as text
+	uv sync --all-groups
+	git config diff.ipynb.textconv "python3 tools/notebook_text.py"
+
+lint:  ## check style, notebooks included
+	uv run ruff check .
+	uv run ruff format --check .
+
+test:  ## everything: unit tests, every notebook, the browser
+	uv run pytest
+
+notebooks:  ## execute the lessons on the real dataset and write their outputs
+	uv run python tools/notebooks.py
+
+requirements:  ## export the fixed versions for pip users
+	uv export --quiet --no-dev --no-emit-project --no-annotate --output-file requirements.txt
+
+colab:  ## make colab REPO=OWNER/NAME: write the public address into badges and setup cells
+	uv run python tools/colab.py "$(REPO)"
+
+clean:  ## remove what runs leave behind; the dataset stays
+	rm -rf results runs notebooks/results .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path "./.venv/*" -prune -exec rm -rf {} +
+	find . -name .ipynb_checkpoints -not -path "./.venv/*" -prune -exec rm -rf {} +

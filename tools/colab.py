@@ -1,0 +1,72 @@
+"""Write the public address of the repository into badges and setup cells: `make colab REPO=OWNER/NAME`.
+
+python tools/colab.py OWNER/NAME     or, to take the address out again: python tools/colab.py ""
+"""
+
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import nbformat
+
+ROOT = Path(__file__).parents[1]
+PROJECT = ROOT / "pyproject.toml"
+BADGE = (
+    "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
+    "(https://colab.research.google.com/github/{repo}/blob/main/notebooks/{name}.ipynb)"
+)
+BADGE_LINE = re.compile(r"\[!\[Open in Colab\][^\n]*\n\n")
+NO_ADDRESS = """\
+# On Colab this fetches the helper package; anywhere else it does nothing.
+import sys
+
+if "google.colab" in sys.modules:
+    raise SystemExit("This copy has no public address yet: see `Colab` in README.md.")"""
+ADDRESS = """\
+# On Colab this fetches the helper package; anywhere else it does nothing.
+import sys
+
+if "google.colab" in sys.modules:
+    ![ -d /content/{name} ] || git clone -q --depth 1 https://github.com/{repo} /content/{name}
+    %cd -q /content/{name}/notebooks
+    %pip install -q --no-deps -e ..
+    sys.path.insert(0, "/content/{name}")"""
+
+
+def repository() -> str:
+    """Return the public address, OWNER/NAME, or an empty string while there is none."""
+    return tomllib.loads(PROJECT.read_text())["tool"]["fmdiff"]["repository"]
+
+
+def setup_cell(repo: str) -> str:
+    """Return the setup cell of every lesson. --no-deps: Colab's own torch, numpy and ipywidgets must stay."""
+    return ADDRESS.format(repo=repo, name=repo.split("/")[1]) if repo else NO_ADDRESS
+
+
+def badge(repo: str, name: str) -> str:
+    """Return the line that opens the lesson `name` in Colab, with the empty line below it; nothing without a repo."""
+    return BADGE.format(repo=repo, name=name) + "\n\n" if repo else ""
+
+
+def write(repo: str) -> None:
+    """Write the address into pyproject.toml, every lesson's setup cell, and the badges of lessons and README."""
+    PROJECT.write_text(re.sub(r'^repository = ".*"$', f'repository = "{repo}"', PROJECT.read_text(), flags=re.M))
+    lessons = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
+    for path in lessons:
+        nb = nbformat.read(path, as_version=4)
+        nb.cells[0].source = badge(repo, path.stem) + BADGE_LINE.sub("", nb.cells[0].source)
+        (setup,) = (cell for cell in nb.cells if "setup" in cell.metadata.get("tags", []))
+        setup.source = setup_cell(repo)
+        nbformat.write(nb, path)
+    readme = BADGE_LINE.sub("", (ROOT / "README.md").read_text())
+    title, rest = readme.split("\n\n", 1)
+    (ROOT / "README.md").write_text(f"{title}\n\n{badge(repo, lessons[0].stem)}{rest}")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2 or not re.fullmatch(r"([\w.-]+/[\w.-]+)?", sys.argv[1]):
+        raise SystemExit(
+            f"expected one argument, OWNER/NAME, such as `make colab REPO=ada/diffusion`; got {sys.argv[1:]}"
+        )
+    write(sys.argv[1])

@@ -1,0 +1,110 @@
+"""Execute the lessons in a fresh kernel, bring their outputs into normal form and stamp them: `make notebooks`.
+
+    python tools/notebooks.py [NOTEBOOK ...]     all of notebooks/ without arguments
+
+Outputs are committed only as this writes them: from top to bottom, on the real dataset, without counts, timings or
+widget state, with a hash of the code in the metadata, so that a test sees outputs that no longer belong to the code.
+"""
+
+import base64
+import hashlib
+import io
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+import torch
+from nbclient import NotebookClient
+from PIL import Image
+
+from fmdiff_helpers.data import fetch_fashion_mnist
+
+ROOT = Path(__file__).parents[1]
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+def tags(cell: dict) -> list[str]:
+    """Return a cell's tags."""
+    return cell.metadata.get("tags", [])
+
+
+def code_hash(nb: nbformat.NotebookNode) -> str:
+    """Return a hash of the code cells, but for the setup cell, which does nothing where lessons are executed."""
+    sources = [cell.source for cell in nb.cells if cell.cell_type == "code" and "setup" not in tags(cell)]
+    return hashlib.sha256("\n\n".join(sources).encode()).hexdigest()[:16]
+
+
+def shrink_png(picture: str) -> str:
+    """Encode a PNG, base64, again in 256 greys, or, if it has colours, 256 of them: a third of matplotlib's size."""
+    image = Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB")
+    red, green, blue = image.split()
+    grey = red.tobytes() == green.tobytes() == blue.tobytes()
+    buffer = io.BytesIO()
+    (red if grey else image.quantize(256)).save(buffer, "PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def normalise_output(output: dict) -> dict | None:
+    """Drop what changes from run to run; a widget stays as the Filmstrip beside it, or, without one, not at all."""
+    if output.output_type not in ("display_data", "execute_result"):
+        return output
+    widget = output.data.pop(WIDGET, None)
+    if widget and "text/html" not in output.data:
+        return None
+    if "image/png" in output.data or "text/html" in output.data:
+        output.data.pop("text/plain", None)  # an object's repr, with a size or an address in it
+    if "image/png" in output.data:
+        output.data["image/png"] = shrink_png(output.data["image/png"])
+    output.metadata = {}
+    if output.output_type == "execute_result":
+        output.execution_count = None
+    return output
+
+
+def normalise(nb: nbformat.NotebookNode) -> None:
+    """Bring an executed notebook into the form that is committed, with its stamp."""
+    for cell in nb.cells:
+        cell.metadata = {key: cell.metadata[key] for key in ("tags", "nbmake") if key in cell.metadata}
+        if cell.cell_type == "code":
+            cell.execution_count = None
+            cell.outputs = [kept for output in cell.outputs if (kept := normalise_output(output))]
+    nb.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+        "fmdiff": {"code": code_hash(nb), "torch": torch.__version__.split("+")[0]},
+    }
+
+
+def save_cover(nb: nbformat.NotebookNode, path: Path) -> None:
+    """Write the picture of the cell tagged `cover` to a PNG file, for the README."""
+    (cell,) = (cell for cell in nb.cells if "cover" in tags(cell))
+    (picture,) = (output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {}))
+    path.write_bytes(base64.b64decode(picture))
+
+
+def execute(path: Path) -> None:
+    """Execute one notebook and write it back; the file stays as it was if a cell fails."""
+    nb = nbformat.read(path, as_version=4)
+    for cell in nb.cells:
+        if cell.cell_type == "code" and re.search(r"os\.environ|get_ipython", cell.source):
+            raise SystemExit(f"{path.name}, cell {cell.id}: lessons hold no infrastructure but the setup cell")
+    NotebookClient(
+        nb,
+        timeout=600,
+        kernel_name="python3",
+        coalesce_streams=True,
+        resources={"metadata": {"path": path.parent}},
+    ).execute()
+    normalise(nb)
+    nbformat.validate(nb)
+    nbformat.write(nb, path)
+    save_cover(nb, ROOT / "figures" / f"{path.stem}.png")
+    print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB")
+
+
+if __name__ == "__main__":
+    if fetch_fashion_mnist() is None:
+        raise SystemExit("Outputs are committed from the real dataset only. Set FMDIFF_DATA or connect to the network.")
+    for lesson in [Path(name) for name in sys.argv[1:]] or sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")):
+        execute(lesson.resolve())
