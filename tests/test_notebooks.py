@@ -1,0 +1,167 @@
+"""What every lesson keeps: code that is the package's, the form of the series, outputs that belong to the code."""
+
+import ast
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tools"))
+import colab  # noqa: E402
+
+from notebooks import WIDGET, code_hash, tags  # noqa: E402
+
+PATHS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
+lesson = pytest.mark.parametrize("nb", [nbformat.read(p, as_version=4) for p in PATHS], ids=[p.stem for p in PATHS])
+
+
+def code_cells(nb):
+    """The code cells without the setup cell, which holds what only Colab understands."""
+    return [cell for cell in nb.cells if cell.cell_type == "code" and "setup" not in tags(cell)]
+
+
+def tagged(nb, tag):
+    """The one cell with a tag."""
+    (cell,) = [cell for cell in nb.cells if tag in tags(cell)]
+    return cell
+
+
+def definitions(source):
+    """Top-level functions and classes of some source by name, as code without docstrings and annotations."""
+    found = {}
+    for top in ast.parse(source).body:
+        if not isinstance(top, ast.FunctionDef | ast.ClassDef):
+            continue
+        for node in ast.walk(top):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
+                node.body = node.body[1:] or [ast.Pass()]
+            if isinstance(node, ast.FunctionDef):
+                node.returns = None
+            if isinstance(node, ast.arg):
+                node.annotation = None
+        found[top.name] = ast.unparse(top)
+    return found
+
+
+MODULES = sorted((ROOT / "fmdiff_helpers").rglob("*.py"))
+PACKAGE = {name: code for path in MODULES for name, code in definitions(path.read_text()).items()}
+
+
+def test_the_mirror_sees_a_changed_formula_but_no_hint_or_docstring():
+    package = definitions('def f(x: Tensor, T: int = 3) -> Tensor:\n    """Do."""\n    return x / (T - 1)')
+    assert definitions("def f(x, T=3):\n    return x / (T - 1)  # why") == package
+    assert definitions("def f(x, T=3):\n    return x / T") != package
+    assert definitions("def f(x, T=4):\n    return x / (T - 1)") != package
+
+
+@lesson
+def test_inline_definitions_equal_the_package(nb):
+    for cell in code_cells(nb):
+        for name, code in definitions(cell.source).items():
+            assert code == PACKAGE.get(name, code), f"{name} in cell {cell.id} is not the package's"
+
+
+def claims(number):
+    """The names of the package whose docstring says that lesson `number` builds them."""
+    nodes = [node for path in MODULES for node in ast.parse(path.read_text()).body]
+    documented = [node for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    return {node.name for node in documented if f"Built in lesson {number}." in (ast.get_docstring(node) or "")}
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda p: p.stem)
+def test_a_lesson_defines_what_the_package_says_it_builds_and_nothing_else_of_the_package(path):
+    cells = code_cells(nbformat.read(path, as_version=4))
+    inline = {name for cell in cells for name in definitions(cell.source)}
+    assert inline & PACKAGE.keys() == claims(path.stem[:2])
+
+
+@lesson
+def test_setup_cell_is_the_same_in_every_lesson(nb):
+    assert tagged(nb, "setup").source == colab.setup_cell(colab.repository())
+    badge = colab.badge(colab.repository(), "x")
+    assert nb.cells[0].source.startswith("[![Open in Colab]" if badge else "# ")
+
+
+@lesson
+def test_parameters_are_literals_with_a_comment_each(nb):
+    cell = tagged(nb, "parameters")
+    for node in ast.parse(cell.source).body:
+        assert isinstance(node, ast.Assign) and len(node.targets) == 1
+        ast.literal_eval(node.value)
+    assert all("  # " in line for line in cell.source.splitlines())
+
+
+@lesson
+def test_ci_shrinks_only_parameters_and_keeps_their_type(nb):
+    for cell in nb.cells:
+        mock = cell.metadata.get("nbmake", {}).get("mock", {})
+        if mock:
+            assert "parameters" in tags(cell)
+        literals = {n.targets[0].id: ast.literal_eval(n.value) for n in ast.parse(cell.source).body} if mock else {}
+        for name, value in mock.items():
+            assert name in literals, f"{name} is no parameter of this lesson"
+            assert isinstance(value, int | float | str), "nbmake passes numbers and strings only"
+
+
+@lesson
+def test_cells_are_short_and_text_outweighs_code(nb):
+    lengths = [len(cell.source.splitlines()) for cell in code_cells(nb)]
+    assert max(lengths) <= 40
+    assert sorted(lengths)[len(lengths) // 2] <= 8
+    kinds = Counter(cell.cell_type for cell in nb.cells)
+    assert kinds["markdown"] >= kinds["code"]
+
+
+@lesson
+def test_no_infrastructure_in_a_lesson(nb):
+    for cell in code_cells(nb):
+        assert not re.search(r"os\.environ|get_ipython|sys\.path|^[%!]", cell.source, flags=re.M), cell.id
+
+
+@lesson
+def test_stamp_matches_the_code(nb):
+    assert nb.metadata.fmdiff.code == code_hash(nb), "the code has changed since its outputs: run `make notebooks`"
+
+
+@lesson
+def test_outputs_are_in_normal_form(nb):
+    assert nb.metadata.kernelspec.name == "python3"
+    assert "widgets" not in nb.metadata
+    for cell in nb.cells:
+        assert set(cell.metadata) <= {"tags", "nbmake"}
+        for output in cell.get("outputs", []):
+            assert output.output_type != "error"
+            assert output.get("name") != "stderr"
+            assert WIDGET not in output.get("data", {})
+        assert cell.get("execution_count") is None
+    assert any(cell.get("outputs") for cell in nb.cells)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda p: p.stem)
+def test_notebook_is_small_and_names_no_machine(path):
+    assert path.stat().st_size <= 1_000_000
+    text = re.sub(r"data:image/png;base64,[\w+/=]+|\"image/png\": \"[^\"]+\"", "", path.read_text())
+    assert not re.search(r"/(home|root|work|tmp|Users)/|0x[0-9a-f]{8}", text)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda p: p.stem)
+def test_exercises_can_be_solved_as_the_solutions_say(path):
+    """Each solution replaces the empty cell above it; then every check must say that it is correct."""
+    nb = nbformat.read(path, as_version=4)
+    solutions = [s for c in nb.cells for s in re.findall(r"<details>.*?```python\n(.*?)```", c.source, flags=re.S)]
+    exercises = [cell for cell in nb.cells if "exercise" in tags(cell)]
+    assert len(solutions) == len(exercises) == 3
+    for cell, solution in zip(exercises, solutions, strict=True):
+        assert definitions(cell.source).keys() == definitions(solution).keys()
+        cell.source = solution
+    parameters = tagged(nb, "parameters")
+    mock = parameters.metadata.get("nbmake", {}).get("mock", {})
+    parameters.source += "".join(f"\n{name} = {value!r}" for name, value in mock.items())
+    NotebookClient(nb, timeout=300, kernel_name="python3", resources={"metadata": {"path": path.parent}}).execute()
+    printed = "".join(o.get("text", "") for cell in nb.cells for o in cell.get("outputs", []))
+    assert [f"Exercise {k}: correct" in printed for k in (1, 2, 3)] == [True] * 3
