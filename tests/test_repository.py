@@ -1,0 +1,114 @@
+"""The project's own files agree with one another, and the package keeps its shape."""
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+README = (ROOT / "README.md").read_text()
+MODULES = sorted((ROOT / "fmdiff_helpers").rglob("*.py"))
+
+# Module -> the modules of ours that it may import. What is not named here (players, the command) may import all.
+ALLOWED = {
+    "standin": set(),
+    "schedules": set(),
+    "plots": set(),
+    "data": {"standin"},
+    "diffusion": {"schedules"},
+    "samplers": {"schedules", "diffusion"},
+    "guidance": {"schedules", "diffusion"},
+    "models": {"models"},
+}
+
+
+def imports(path):
+    """All modules that a file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        if isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
+def test_dependencies_point_one_way(path):
+    part = path.relative_to(ROOT / "fmdiff_helpers").parts[0].removesuffix(".py")
+    if part in ALLOWED:
+        ours = {name.split(".")[1] for name in imports(path) if name.startswith("fmdiff_helpers.")}
+        assert ours <= ALLOWED[part]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
+def test_every_public_function_has_a_docstring(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            nested = node.name in ("pick", "stripes", "place")  # helpers inside a function
+            assert nested or ast.get_docstring(node), f"{path.name}: {node.name}"
+
+
+def test_work_on_a_server_needs_no_notebook_packages():
+    """What training will import must not bring in IPython, ipywidgets or matplotlib."""
+    code = "import sys, fmdiff_helpers.data, fmdiff_helpers.schedules, fmdiff_helpers.diffusion, fmdiff_helpers.cli;"
+    code += "print([m for m in ('IPython', 'ipywidgets', 'matplotlib', 'jupyterlab') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_conda_environment_leaves_the_dependencies_to_pyproject():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    python, pip, packages = environment["dependencies"]
+    assert python == f"python{PROJECT['project']['requires-python']}"
+    assert pip == "pip" and packages == {"pip": ["-e ."]}
+
+
+def test_dependencies_have_lower_bounds_only():
+    groups = PROJECT["dependency-groups"].values()
+    for requirement in [*PROJECT["project"]["dependencies"], *(r for group in groups for r in group)]:
+        assert re.fullmatch(r"[\w-]+>=[\d.]+", requirement), requirement
+
+
+def test_requirements_txt_holds_the_fixed_versions_with_hashes(tmp_path):
+    if shutil.which("uv") is None or not (ROOT / "uv.lock").exists():
+        pytest.skip("uv is not installed, or has not resolved the versions yet: run `uv sync`")
+    flags = ["--quiet", "--frozen", "--no-dev", "--no-emit-project", "--no-annotate", "--no-header"]
+    exported = subprocess.run(["uv", "export", *flags], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    committed = (ROOT / "requirements.txt").read_text()
+    assert [line for line in committed.splitlines() if not line.startswith("#")] == exported.splitlines(), (
+        "run `make requirements`"
+    )
+
+
+def test_readme_names_every_lesson_and_only_files_that_exist():
+    for path in (ROOT / "notebooks").glob("[0-9]*.ipynb"):
+        assert f"notebooks/{path.name}" in README
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+def test_readme_commands_exist():
+    commands = set(re.findall(r"^uv run fmdiff (\w+)", README, flags=re.M))
+    assert commands
+    for command in commands:
+        found = subprocess.run([Path(sys.executable).with_name("fmdiff"), command, "--help"], capture_output=True)
+        assert found.returncode == 0, command
+
+
+def test_a_badge_only_where_there_is_an_address():
+    address = PROJECT["tool"]["fmdiff"]["repository"]
+    assert ("colab-badge" in README) == bool(address)
+
+
+def test_no_machine_and_no_package_host_in_tracked_files():
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True).stdout.split("\0")
+    assert "uv.lock" not in tracked
+    for name in tracked:
+        if name and not name.endswith((".png", ".ipynb", ".safetensors")) and name != "tests/test_repository.py":
+            text = (ROOT / name).read_text()
+            assert not re.search(r"pypi\.org|files\.pythonhosted|/root/|/home/\w+/", text), name
