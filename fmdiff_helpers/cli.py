@@ -13,6 +13,7 @@ NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 app = typer.Typer(
     help="Diffusion models on Fashion-MNIST: open a lesson, look after the dataset.",
     no_args_is_help=True,
+    add_completion=False,
     pretty_exceptions_enable=False,
 )
 

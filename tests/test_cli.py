@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import http.client
 import os
 import subprocess
 import sys
@@ -69,10 +70,9 @@ def small(tmp_path, monkeypatch) -> Path:
     return raw
 
 
-@pytest.fixture
-def offline(monkeypatch) -> None:
+def fail_download(monkeypatch, error: Exception) -> None:
     def download(raw, names):
-        raise OSError("no network\nat all")
+        raise error
 
     monkeypatch.setattr(data, "download", download)
 
@@ -126,12 +126,13 @@ def test_data_without_the_folder_fails_in_one_line(tmp_path, monkeypatch):
     assert line.startswith("fmdiff: FMDIFF_DATA is ") and str(tmp_path / "not there") in line
 
 
-def test_data_without_a_network_is_exit_code_1_with_the_notice(small, offline):
+def test_data_without_a_network_is_exit_code_1_with_the_notice(small, monkeypatch):
+    fail_download(monkeypatch, OSError("no network"))
     for path in small.iterdir():
         path.unlink()
     result = fmdiff("data")
     assert result.exit_code == 1
-    assert "NOT Fashion-MNIST" in result.stderr and "at all" in result.stderr and "intact" not in result.stdout
+    assert "NOT Fashion-MNIST" in result.stderr and "(no network)" in result.stderr and "intact" not in result.stdout
 
 
 def test_repair_downloads_what_is_damaged_or_missing_and_nothing_else(small, mirror):
@@ -161,11 +162,22 @@ def test_repair_makes_the_folder_that_FMDIFF_DATA_names(small, mirror, tmp_path,
     assert sorted(path.name for path in data.raw_folder().iterdir()) == sorted(data.ALL_FILES)
 
 
-def test_repair_without_a_network_fails_in_one_line_and_keeps_the_files(small, offline):
+@pytest.mark.parametrize(
+    "error, line",
+    [
+        (OSError("no network\nat all"), "no network at all"),
+        (RuntimeError("Error downloading\n"), "Error downloading"),
+        (http.client.IncompleteRead(b"abc", 9), "IncompleteRead(3 bytes read, 9 more expected)"),
+        (data.DataError("a damaged download"), "a damaged download"),
+        (TimeoutError(), "TimeoutError"),
+    ],
+)
+def test_repair_without_a_network_fails_in_one_line_and_keeps_the_files(small, monkeypatch, error, line):
+    fail_download(monkeypatch, error)
     name = next(iter(data.ALL_FILES))
     (small / name).write_bytes(b"damaged")
     result = fmdiff("data", "--repair")
-    assert result.exit_code == 1 and result.stderr == "fmdiff: no network at all\n"
+    assert result.exit_code == 1 and result.stderr == f"fmdiff: {line}\n"
     assert (small / name).read_bytes() == b"damaged"
 
 

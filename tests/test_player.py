@@ -121,6 +121,14 @@ def test_hostile_text_is_shown_as_it_is_and_ends_no_script():
     assert page.html.count("</script>") == 1
 
 
+@pytest.mark.parametrize("text", ["<!-- <script>", "<!--<script", "</script>"])
+def test_no_text_changes_how_a_browser_reads_the_script(text):
+    """After <!-- <script> a browser takes the script's own end for text, and with it the rest of the page."""
+    page = Page(Filmstrip({"x": noise(2, 3, 3)}, [text, "b"]))
+    assert page.readout[0] == text
+    assert "<" not in page.script.split("const panels = ", 1)[1].split(";\n")[0]
+
+
 def test_a_page_needs_nothing_from_the_network():
     page = Page(Filmstrip({"x": noise(2, 3, 3)}, ["a", "b"]))
     assert not re.search(r"https?:|//\w|url\(|import|fetch", re.sub(r"base64,[^\"]*", "", page.html))
@@ -150,6 +158,8 @@ def test_forty_frames_of_ten_images_of_noise_stay_within_700_kB():
         (torch.zeros(2, 3, 3, dtype=torch.int64), "ab", r"panel 'x' is int64 \(2, 3, 3\); expected uint8"),
         (noise(3, 3), "abc", r"panel 'x' is uint8 \(3, 3\)"),
         (noise(2, 1, 3, 3, 3), "ab", r"panel 'x' is uint8 \(2, 1, 3, 3, 3\)"),
+        (noise(2, 1, 28, 28), "ab", r"panel 'x' is uint8 \(2, 1, 28, 28\)"),
+        (noise(2, 28, 28, 4), "ab", r"panel 'x' is uint8 \(2, 28, 28, 4\)"),
         (noise(2, 3, 3), "abc", r"panel 'x' is uint8 \(2, 3, 3\); .* F = 3, one frame for each readout"),
         (noise(0, 3, 3), "", "start is 0"),
     ],
@@ -169,7 +179,7 @@ def test_a_start_beyond_the_film_is_an_error(start):
 
 
 class Counting(Explorer):
-    """Draws one pixel, t, and counts; a choice of T below zero fails."""
+    """Draws t as a picture and counts; T below zero cannot be prepared and T = 13 cannot be drawn."""
 
     def __init__(self):
         self.prepared, self.drawn, self.locks = [], Counter(), []
@@ -186,6 +196,8 @@ class Counting(Explorer):
 
     def draw(self, t: int):
         assert 0 <= t < self.controls["T"].value
+        if self.controls["T"].value == 13:
+            raise RuntimeError("13 is <unlucky>")
         self.drawn[t] += 1
         return {"x <t>": np.full((2, 2), t % 256, dtype=np.uint8)}, f"t = {t} <&>"
 
@@ -271,6 +283,30 @@ def test_a_choice_that_fails_says_why_and_leaves_the_controls_free():
     assert explorer.slider.max == 20 and "t = 0" in explorer.readout.value
 
 
+def test_a_drawing_that_fails_says_why():
+    explorer = Counting()
+    with pytest.raises(RuntimeError):
+        explorer.controls["T"].value = 13
+    assert explorer.readout.value == "RuntimeError: 13 is &lt;unlucky&gt;" and explorer.disabled() == [False] * 4
+
+
+def test_a_chain_of_one_step_works_and_can_be_left():
+    explorer = Counting()
+    explorer.controls["T"].value = 1
+    assert explorer.slider.max == 0 and explorer.shown() == 0
+    explorer.controls["T"].value = 11
+    assert explorer.slider.max == 10 and explorer.shown() == 0
+
+
+def test_an_explorer_keeps_a_bounded_number_of_frames():
+    """Each is 150 kB with a histogram, and a widget lives as long as its kernel."""
+    explorer = Counting()
+    explorer.controls["T"].value = 1000
+    for t in range(1000):
+        explorer.slider.value = t
+    assert explorer.frame.cache_info().currsize <= 256
+
+
 @pytest.mark.parametrize("num_frames, steps", [(2, [0, 100]), (5, [0, 25, 50, 75, 100]), (999, list(range(101)))])
 def test_a_filmstrip_of_an_explorer_runs_evenly_from_the_first_step_to_the_last(num_frames, steps):
     explorer = Counting()
@@ -289,7 +325,7 @@ def test_a_notebook_gets_the_live_widget_and_a_filmstrip_in_its_place():
     view = bundle["application/vnd.jupyter.widget-view+json"]
     assert view == {"version_major": 2, "version_minor": 0, "model_id": explorer.view.model_id}
     assert bundle["text/html"] == explorer.filmstrip()._repr_html_()
-    assert "Counting" in bundle["text/plain"]
+    assert bundle["text/plain"] == "Counting", "and no address in memory, which would change with each run"
 
 
 def test_the_view_holds_every_control_the_slider_the_play_button_the_pictures_and_the_readout():
@@ -409,3 +445,8 @@ def test_the_saved_noising_explorer_stays_within_250_kB(noising):
 def test_an_unknown_garment_is_an_error():
     with pytest.raises(Exception, match="Invalid selection"):
         NoisingExplorer(GARMENTS, LABELS, garment="ankle boot")
+
+
+def test_a_garment_that_is_not_among_the_images_is_an_error():
+    with pytest.raises(ValueError, match="there is no Ankle boot among the 180 images"):
+        NoisingExplorer(GARMENTS[LABELS < 9], LABELS[LABELS < 9])

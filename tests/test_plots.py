@@ -22,7 +22,7 @@ from fmdiff_helpers.plots import (
 )
 from fmdiff_helpers.schedules import Schedule, cosine_beta, linear_beta
 
-# image_grid hands matplotlib a tensor, which numpy 2 warns about; without that this line can go.
+# image_grid hands matplotlib a tensor, which numpy 2 warns about; once it is an array this line can go.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")
 
 IMAGES = torch.randint(0, 256, (6, 1, 5, 7), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
@@ -59,9 +59,11 @@ def test_a_figure_is_not_left_open_so_that_a_notebook_shows_it_once(make):
 
 @every_figure
 def test_a_figure_changes_no_setting_of_matplotlib_and_draws_no_random_number(make):
-    settings, rng = plt.rcParams.copy(), torch.get_rng_state()
-    drawn(make())
-    assert plt.rcParams == settings and torch.equal(torch.get_rng_state(), rng)
+    with plt.rc_context():
+        plt.rcdefaults()  # what an earlier figure may have changed
+        settings, rng = plt.rcParams.copy(), torch.get_rng_state()
+        drawn(make())
+        assert plt.rcParams == settings and torch.equal(torch.get_rng_state(), rng)
 
 
 @every_figure
@@ -88,11 +90,33 @@ def test_tile_puts_image_k_in_row_k_div_columns_and_column_k_mod_columns(columns
         assert torch.equal(picture[5 * r : 5 * (r + 1), 7 * c : 7 * (c + 1)], image[0])
 
 
-@pytest.mark.parametrize("images, columns", [(IMAGES, 4), (IMAGES, 12), (IMAGES[:, 0], 3), (IMAGES[0], 1)])
+RGB = IMAGES.expand(-1, 3, -1, -1)
+
+
+@pytest.mark.parametrize(
+    "images, columns",
+    [
+        (IMAGES, 4),
+        (IMAGES, 12),
+        (IMAGES, 0),
+        (IMAGES, -3),
+        (IMAGES[:0], 2),
+        (RGB, 3),
+        (IMAGES[:, 0], 3),
+        (IMAGES[0], 1),
+    ],
+)
 @pytest.mark.parametrize("draw", [tile, image_grid])
 def test_images_that_fill_no_grid_are_an_error_with_their_shape(draw, images, columns):
     with pytest.raises(ValueError, match=rf"images are \({images.shape[0]}, .*a multiple of {columns} columns"):
         draw(images, columns)
+
+
+@pytest.mark.parametrize("draw", [lambda x: image_grid(x, 3), lambda x: histograms({"a": x}), histogram_frame])
+@pytest.mark.parametrize("convert", [torch.Tensor.bfloat16, torch.Tensor.half, torch.Tensor.requires_grad_])
+def test_pictures_may_come_straight_from_a_network(draw, convert):
+    """In half precision and with a gradient."""
+    draw(convert(to_model(IMAGES)))
 
 
 @pytest.mark.parametrize("images, limits", [(IMAGES, (0, 255)), (to_model(IMAGES), (-1, 1))], ids=["uint8", "float"])
@@ -244,11 +268,25 @@ def test_bars_above_the_top_are_cut_off_there():
     assert heights[20] == 202 and np.count_nonzero(heights) == 1
 
 
+def test_values_outside_minus_4_to_4_do_not_raise_the_bars_inside():
+    x = torch.cat([torch.full((300_000,), 9.0), sample("uniform")])
+    assert_allclose(bar_heights(histogram_frame(x))[15:25], 202 * 0.125 / 0.8, atol=2)
+
+
+@pytest.mark.parametrize("x", [torch.full((9,), 9.0), torch.full((9,), float("nan"))], ids=["outside", "nan"])
+def test_where_no_value_is_inside_there_are_no_bars(x):
+    assert bar_heights(histogram_frame(x)).max() == 0
+
+
+def test_a_histogram_frame_may_become_a_tensor():
+    torch.from_numpy(histogram_frame(torch.zeros(9)))  # with a warning, were it read-only
+
+
 def test_values_outside_minus_4_to_4_are_no_crash():
     outside = torch.tensor([-100.0, -4.001, 4.001, 1e30, float("inf"), -float("inf"), float("nan")])
     frame = histogram_frame(torch.cat([outside, sample("uniform")]))
     assert_allclose(bar_heights(frame), bar_heights(histogram_frame(sample("uniform"))), atol=1)
-    histograms({"a": torch.cat([outside[:4], sample("uniform")])})
+    drawn(histograms({"a": torch.cat([outside, sample("uniform")])}))
 
 
 def test_the_same_values_give_the_same_frame():
