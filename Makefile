@@ -18,7 +18,7 @@ requirements:  ## export the fixed versions for pip users
 	uv export --quiet --no-dev --no-emit-project --no-annotate --output-file requirements.txt
 
 colab:  ## make colab REPO=OWNER/NAME: write the public address into badges and setup cells
-	uv run python tools/colab.py "$(REPO)"
+	uv run python tools/colab.py "$(if $(filter undefined,$(origin REPO)),$(error say REPO=OWNER/NAME),$(REPO))"
 
 clean:  ## remove what runs leave behind; the dataset stays
 	rm -rf results runs notebooks/results .pytest_cache .ruff_cache

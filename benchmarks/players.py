@@ -4,6 +4,7 @@ uv run python benchmarks/players.py      writes benchmarks/players.json
 """
 
 import json
+import os
 import platform
 import sys
 from importlib.metadata import version
@@ -39,8 +40,9 @@ def main() -> None:
         explorer = page.locator(".jp-OutputArea-output", has=page.locator(".noUi-handle")).first
         result = {
             "what": "key press to painted frame, lesson 01 in JupyterLab",
-            "machine": f"{platform.machine()}, {platform.processor() or platform.system()}, headless Chromium, no GPU",
-            "versions": {name: version(name) for name in ("jupyterlab", "ipywidgets", "torch", "playwright")},
+            "machine": f"{os.cpu_count()} x {platform.machine()}, {platform.system()}",
+            "versions": {name: version(name) for name in ("jupyterlab", "ipywidgets", "torch")}
+            | {"chromium, headless": page.context.browser.version},
             "filmstrip": measure(page, film, film.locator("input")),
             "explorer": measure(page, explorer, explorer.locator(".widget-hslider .noUi-handle").first),
         }

@@ -50,16 +50,16 @@ def lab(
     port: Annotated[int, typer.Option(help="The first port to try.")] = 8888,
 ) -> None:
     """Open a lesson in JupyterLab, on this machine only; without a browser, print the address to open."""
-    from jupyterlab.labapp import LabApp
-
     path = find_lesson(lesson).relative_to(NOTEBOOKS.parent).as_posix()
+    from jupyterlab.labapp import LabApp  # takes seconds: a wrong lesson is answered before
+
     # As the default address, not as a file to open: then the address that JupyterLab prints is the lesson's.
     arguments = [f"--ServerApp.root_dir={NOTEBOOKS.parent}", f"--LabApp.default_url=/lab/tree/{path}"]
     arguments += ["--ip=127.0.0.1", f"--port={port}"]
     if not has_browser():
         arguments.append("--no-browser")
         typer.echo("No browser here. Open the address below that starts with http://127.0.0.1 (it holds a token).")
-        typer.echo(f"From another computer, run there first: ssh -L {port}:127.0.0.1:{port} THIS_MACHINE")
+        typer.echo("From another computer, run there first: ssh -L PORT:127.0.0.1:PORT THIS_MACHINE, with its port.")
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         arguments.append("--allow-root")  # JupyterLab refuses to start as root, the only user of many containers
     if os.environ.get("FMDIFF_DATA"):  # a kernel runs in notebooks/, where a relative path means another folder
@@ -80,11 +80,11 @@ def data(
         if repair and (broken := find_problems(raw_folder())):
             download(raw_folder(), list(broken))
         raw = fetch_fashion_mnist()
+        problems = find_problems(raw) if raw else {}
     except (DataError, OSError, HTTPException, RuntimeError) as error:
         raise fail(" ".join(str(error).split()) or type(error).__name__, 1) from None
     if raw is None:
         raise typer.Exit(1)  # the notice has said why
-    problems = find_problems(raw)
     for problem in problems.values():
         typer.echo(f"fmdiff: {problem}", err=True)
     if problems:

@@ -115,7 +115,10 @@ def find_problems(raw: Path) -> dict[str, str]:
 
 
 def fetch_fashion_mnist() -> Path | None:
-    """Return the folder that holds Fashion-MNIST, downloading it to `data/` on first use; None without a network."""
+    """Return the folder that holds Fashion-MNIST, filling it on first use; None where the download fails.
+
+    DataError if FMDIFF_DATA names a folder without FashionMNIST/raw in it.
+    """
     raw = raw_folder()
     if os.environ.get("FMDIFF_DATA") and not raw.is_dir():
         raise DataError(

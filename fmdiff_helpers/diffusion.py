@@ -52,10 +52,10 @@ def posterior(x0: Tensor, xt: Tensor, t: Tensor, schedule: Schedule) -> tuple[Te
     """
     check_step(schedule, t, x0=x0, xt=xt)
     beta, alpha = at(schedule.beta, t, x0), at(schedule.alpha, t, x0)
-    noise, noise_prev = at(1 - schedule.alpha_bar, t, x0), at(1 - schedule.alpha_bar_prev, t, x0)
+    var, var_prev = at(1 - schedule.alpha_bar, t, x0), at(1 - schedule.alpha_bar_prev, t, x0)
     signal_prev = at(schedule.alpha_bar_prev, t, x0).sqrt()
-    mean = (signal_prev * beta * x0 + alpha.sqrt() * noise_prev * xt) / noise
-    return mean, beta * noise_prev / noise
+    mean = (signal_prev * beta * x0 + alpha.sqrt() * var_prev * xt) / var
+    return mean, beta * var_prev / var
 
 
 def x0_from_eps(xt: Tensor, t: Tensor, eps: Tensor, schedule: Schedule) -> Tensor:

@@ -19,11 +19,25 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fmdiff_helpers import schedules
 from fmdiff_helpers.data import CLASS_NAMES, to_model, to_uint8
 from fmdiff_helpers.diffusion import add_noise
 from fmdiff_helpers.plots import histogram_frame
+from fmdiff_helpers.schedules import (
+    Schedule,
+    cosine_beta,
+    linear_beta,
+    quadratic_beta,
+    rescaled_linear_beta,
+    sigmoid_beta,
+)
 
+SCHEDULES = {
+    "linear": linear_beta,
+    "rescaled linear": rescaled_linear_beta,
+    "quadratic": quadratic_beta,
+    "sigmoid": sigmoid_beta,
+    "cosine": cosine_beta,
+}
 PAGE = Template("""\
 <figure class="fmdiff-film" data-film="$film" style="margin:0.5em 0">
 <div style="display:flex;flex-wrap:wrap;gap:12px">$pictures</div>
@@ -132,7 +146,9 @@ class Filmstrip:
         uris = {title: encode_frames(frames) for title, frames in self.panels.items()}
         panels, readout = (json.dumps(part).replace("<", "\\u003c") for part in (list(uris.values()), self.readout))
         return PAGE.substitute(
-            film=hashlib.sha256((panels + readout).encode()).hexdigest()[:12],  # the same frames give the same page
+            film=hashlib.sha256(f"{panels}{readout}{self.fps}".encode()).hexdigest()[
+                :12
+            ],  # the same frames give the same page
             pictures="".join(self._picture(title, uris[title]) for title in self.panels),
             panels=panels,
             readout=readout,
@@ -156,10 +172,9 @@ class Explorer:
     def __init__(self, controls: dict[str, widgets.Widget]):
         self.controls = controls
         self.slider = widgets.IntSlider(description="timestep t", min=0, max=1, layout={"width": "420px"})
-        self.play = widgets.Play(min=0, max=1, interval=100)
+        self.play = widgets.Play(min=0, max=1, interval=100)  # counts frames, at most 50 for the whole chain
         self.readout = widgets.HTML()
         self.pictures = widgets.HBox()
-        widgets.link((self.play, "value"), (self.slider, "value"))
         self.view = widgets.VBox(
             [
                 widgets.HTML("<style>img.fmdiff-pixelated {image-rendering: pixelated}</style>"),
@@ -174,6 +189,7 @@ class Explorer:
         for control in controls.values():
             control.observe(self._choose, "value")
         self.slider.observe(self._show, "value")
+        self.play.observe(self._play, "value")
 
     def prepare(self) -> int:
         """Do the slow work of a choice and return the number of steps T."""
@@ -190,16 +206,24 @@ class Explorer:
         self.frame.cache_clear()
         try:
             last = self.prepare() - 1
+            place = self.slider.value / max(1, self.slider.max)
+            self.play.max, self.slider.max = min(last, 50), last
+            self.slider.value = round(place * last)
         except Exception as error:
             self._say(error)
             raise
         finally:
             self._lock(False)
-        place = self.slider.value / max(1, self.slider.max)
-        self.play.max = self.slider.max = last
-        self.play.step = max(1, last // 50)
-        self.slider.value = round(place * last)
         self._show()
+
+    def _play_frame(self) -> int:
+        """Return the frame of the play button that stands for the slider's step: its last one is the last step."""
+        return round(self.slider.value / max(1, self.slider.max) * self.play.max)
+
+    def _play(self, change) -> None:
+        """Follow the play button with the slider."""
+        if not self.slider.disabled and change["new"] != self._play_frame():
+            self.slider.value = round(change["new"] / max(1, self.play.max) * self.slider.max)
 
     def _say(self, error: Exception) -> None:
         """Show an error, because a kernel hides what a widget raises."""
@@ -211,6 +235,9 @@ class Explorer:
 
     def _show(self, change=None) -> None:
         """Swap the pictures of the slider's step in."""
+        if self.slider.disabled:  # a choice is being prepared, and will be shown at its end
+            return
+        self.play.value = self._play_frame()
         try:
             panels, readout = self.frame(self.slider.value)
         except Exception as error:
@@ -236,7 +263,7 @@ class Explorer:
         return Filmstrip(panels, [readout for _, readout in drawn], height=self.height, start=start)
 
     def _repr_mimebundle_(self, **kwargs) -> dict:
-        """Return the live widget, and a Filmstrip for where there is no kernel: saved notebooks, the web."""
+        """Return the live widget, and the Filmstrip that exports show and that `make notebooks` keeps in its place."""
         widget = {"version_major": 2, "version_minor": 0, "model_id": self.view.model_id}
         page = self.filmstrip()._repr_html_()
         return {
@@ -253,15 +280,13 @@ class NoisingExplorer(Explorer):
     the same for every choice, so that only the choice changes the picture.
     """
 
-    SCHEDULES = ("linear", "rescaled_linear", "quadratic", "sigmoid", "cosine")
-
     def __init__(self, images: Tensor, labels: Tensor, garment: str = "Ankle boot", seed: int = 0):
         self.images, self.labels = images, labels
         self.eps = torch.randn(1, *images.shape[1:], generator=torch.Generator().manual_seed(seed))
         controls = {
             "garment": widgets.Dropdown(options=CLASS_NAMES, value=garment, description="garment"),
             "index": widgets.BoundedIntText(min=0, max=999, description="which one"),
-            "schedule": widgets.Dropdown(options=self.SCHEDULES, description="schedule"),
+            "schedule": widgets.Dropdown(options=list(SCHEDULES), description="schedule"),
             "T": widgets.Dropdown(options=(50, 100, 200, 300, 1000), value=1000, description="T"),
         }
         for control in controls.values():
@@ -276,7 +301,7 @@ class NoisingExplorer(Explorer):
         if not len(of_class):
             raise ValueError(f"there is no {garment} among the {len(self.labels)} images")
         self.x0 = to_model(self.images[of_class[index % len(of_class)]])[None].cpu()
-        self.schedule = schedules.Schedule(getattr(schedules, f"{name}_beta")(T))
+        self.schedule = Schedule(SCHEDULES[name](T))
         return T
 
     def draw(self, t: int) -> tuple[dict[str, np.ndarray], str]:

@@ -40,7 +40,17 @@ def tile(images: Tensor, columns: int) -> Tensor:
     """Lay images (N, 1, H, W) out in rows of `columns`, as one picture (rows * H, columns * W); N fills the rows."""
     if images.ndim != 4 or images.shape[1] != 1 or columns < 1 or not len(images) or len(images) % columns:
         raise ValueError(f"images are {tuple(images.shape)}; expected (N, 1, H, W), N a multiple of {columns} columns")
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise ValueError(f"images are {images.dtype}; expected uint8, 0 to 255, or floating point, -1 to 1")
     return rearrange(images, "(r c) 1 h w -> (r h) (c w)", c=columns)
+
+
+def tile_with_gaps(images: Tensor, columns: int) -> tuple[np.ndarray, int, int]:
+    """Return the images as one picture, a white line after each, with the values of black and white."""
+    tile(images, columns)  # complains of the shape that the caller knows
+    black, white = (0, 255) if images.dtype == torch.uint8 else (-1, 1)
+    spaced = torch.nn.functional.pad(images.detach().float().cpu(), (0, 1, 0, 1), value=white)
+    return tile(spaced, columns).numpy(), black, white
 
 
 def image_grid(
@@ -52,17 +62,18 @@ def image_grid(
     scale: int = 3,
 ) -> Figure:
     """Draw images (N, 1, H, W) in rows of `columns`, a pixel as `scale` x `scale`, with labels for columns and rows."""
-    picture = tile(images, columns).detach().float().cpu()
-    low, high = (0, 255) if images.dtype == torch.uint8 else (-1, 1)
-    rows, dpi = len(images) // columns, STYLE["figure.dpi"]
-    height, width = (size * scale / dpi for size in picture.shape)  # in inches
+    picture, black, white = tile_with_gaps(images, columns)
+    rows = len(images) // columns
+    if len(column_labels) not in (0, columns) or len(row_labels) not in (0, rows):
+        found = f"{len(column_labels)} column labels and {len(row_labels)} row labels"
+        raise ValueError(f"{found} for {columns} columns and {rows} rows; expected one for each, or none")
+    height, width = (size * scale / STYLE["figure.dpi"] for size in picture.shape)  # in inches
     left, top = 1.3 * bool(row_labels), 0.3 * bool(column_labels) + 0.4 * bool(title)
     figure, (axis,) = new_figure(left + width, top + height)
-    figure.set_layout_engine("none")  # it would resize the axes, and then some pixels are wider than others
+    # Exactly this large: any other size makes some pixels wider than others.
     axis.set_position([left / (left + width), 0, width / (left + width), height / (top + height)])
-    axis.imshow(
-        picture, vmin=low, vmax=high, extent=(0, columns, rows, 0), aspect="auto", cmap="gray", interpolation="nearest"
-    )
+    grey = {"cmap": "gray", "vmin": black, "vmax": white, "interpolation": "nearest"}
+    axis.imshow(picture, extent=(0, columns, rows, 0), aspect="auto", **grey)
     axis.set_xticks(np.arange(len(column_labels)) + 0.5, column_labels)
     axis.set_yticks(np.arange(len(row_labels)) + 0.5, row_labels)
     axis.tick_params(length=0, labeltop=True, labelbottom=False)
@@ -72,11 +83,13 @@ def image_grid(
     return figure
 
 
-def curves(x: Tensor | Sequence, lines: dict[str, Tensor], xlabel: str, ylabel: str, title: str = "") -> Figure:
+def curves(
+    x: Tensor | Sequence, lines: dict[str, Tensor | Sequence], xlabel: str, ylabel: str, title: str = ""
+) -> Figure:
     """Draw named lines, each the length of `x`, on one pair of axes."""
     figure, (axis,) = new_figure(7, 3.6)
     for name, line in lines.items():
-        axis.plot(x, line, label=name)
+        axis.plot(x, torch.as_tensor(line).detach().float().cpu(), label=name)
     axis.set(xlabel=xlabel, ylabel=ylabel, title=title)
     axis.legend()
     return figure
@@ -105,14 +118,18 @@ def histograms(
     xlabel: str = "pixel value",
     title: str = "",
 ) -> Figure:
-    """Draw densities of named values, the first one filled, and named Gaussians (mean, std); by default N(0, 1)."""
+    """Draw densities of named values, the first one filled, and named Gaussians (mean, std), the last one black."""
     figure, (axis,) = new_figure(9, 3.4)
     edges = np.linspace(*limits, 81)
     for k, (name, value) in enumerate(values.items()):
         look = {"histtype": "step", "linewidth": 1.5} if k else {"alpha": 0.4}
-        axis.hist(value.detach().float().flatten().cpu(), edges, density=True, label=name, **look)
-    for name, (mean, std) in (gaussians or {"N(0, 1)": (0, 1)}).items():
+        value = value.detach().float().flatten().cpu().numpy()
+        weights = np.full(len(value), 1 / (len(value) * (edges[1] - edges[0])))  # counts those outside the limits too
+        axis.hist(value, edges, weights=weights, label=name, **look)
+    *others, last = (gaussians or {"N(0, 1)": (0, 1)}).items()
+    for name, (mean, std) in others:
         axis.plot(edges, normal_density(edges, mean, std), "--", label=name)
+    axis.plot(edges, normal_density(edges, *last[1]), color="black", label=last[0])
     axis.set(xlabel=xlabel, ylabel="density", title=title)
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure
@@ -123,16 +140,16 @@ def normal_density(x: np.ndarray, mean: float = 0.0, std: float = 1.0) -> np.nda
     return np.exp(-0.5 * ((x - mean) / std) ** 2) / (std * np.sqrt(2 * np.pi))
 
 
-def histogram_frame(x: Tensor, width: int = 300, height: int = 224, top: float = 0.8) -> np.ndarray:
-    """Draw the density of the values of `x` from -4 to 4 against N(0, 1), as uint8 (height, width, 3).
+def histogram_frame(x: Tensor, height: int = 224) -> np.ndarray:
+    """Draw the density of the values of `x` from -4 to 4 against N(0, 1), as uint8 (height, 300, 3).
 
-    For players, where a matplotlib figure would be too slow. Bars above the density `top` are cut off there.
+    For players, where a matplotlib figure would be too slow. Bars above a density of 0.8 are cut off there.
     """
-    scale = 2  # drawn twice as large and reduced, which smooths the edges
+    width, top, scale = 300, 0.8, 2  # drawn twice as large and reduced, which smooths the edges
     W, H, foot = scale * width, scale * height, scale * 22
     edges = np.linspace(-4, 4, 41)
     counts, _ = np.histogram(x.detach().float().cpu().numpy(), edges)
-    density = counts / (x.numel() * (edges[1] - edges[0]))  # of all values: those outside are not drawn
+    density = counts / (max(1, x.numel()) * (edges[1] - edges[0]))  # counts those outside the limits too
 
     def place(value, density):
         return (value + 4) / 8 * W, (H - foot) * (1 - min(density, top) / top)

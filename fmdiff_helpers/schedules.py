@@ -140,5 +140,5 @@ def ends_in_noise(schedule: Schedule) -> bool:
 def describe_end(schedule: Schedule) -> str:
     """Say how much of the picture the last step keeps, whether that is noise, and what to do if it is not."""
     kept, snr = schedule.signal_scale[-1].item(), schedule.log_snr_db[-1].item()
-    verdict = "noise." if ends_in_noise(schedule) else "NOT noise. Take more steps or cosine_beta."
-    return f"T = {schedule.T}: {kept:.2%} of the picture is left at the end (SNR {snr:.1f} dB): {verdict}"
+    verdict = "noise." if ends_in_noise(schedule) else "NOT noise: try cosine_beta or rescaled_linear_beta."
+    return f"T = {schedule.T}: {kept:.2%} of x0 is left at the end (SNR {snr:.1f} dB), {verdict}"

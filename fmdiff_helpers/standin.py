@@ -173,7 +173,7 @@ def draw_garments(n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     `seed` give the same result. Raises ValueError if `n` is not an integer of 0 or more.
     """
     if isinstance(n, bool) or not isinstance(n, int) or n < 0:
-        raise ValueError(f"n must be an integer of 0 or more, got {n!r}")
+        raise ValueError(f"n is {n!r}; expected an integer of 0 or more")
     rng = torch.Generator().manual_seed(seed)
     labels = torch.randperm(n, generator=rng) % 10
     images = torch.empty(n, 1, 28, 28, dtype=torch.uint8)

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import socket
 import statistics
 import subprocess
@@ -71,19 +70,22 @@ def jupyterlab(lesson: str):
         try:
             yield wait_for_address(server, home / "log")
         finally:
-            server.send_signal(signal.SIGTERM)  # it shuts its kernels down
-            server.wait(30)
+            server.terminate()  # it shuts its kernels down
+            try:
+                server.wait(30)
+            except subprocess.TimeoutExpired:
+                server.kill()
 
 
 def wait_for_address(server: subprocess.Popen, log: Path) -> str:
     """The address with its token, once the server has printed it."""
     for _ in range(600):
-        if found := re.search(r"http://127\.0\.0\.1:\d+/lab/tree/\S+token=\w+", log.read_text()):
+        if found := re.search(r"http://127\.0\.0\.1:\d+/lab/tree/\S+token=\w+", log.read_text(encoding="utf-8")):
             return found[0]
         if server.poll() is not None:
             break
         time.sleep(0.1)
-    raise RuntimeError(f"JupyterLab did not start:\n{log.read_text()[-3000:]}")
+    raise RuntimeError(f"JupyterLab did not start:\n{log.read_text(encoding='utf-8')[-3000:]}")
 
 
 def open_lesson(page: Page, address: str) -> None:

@@ -260,7 +260,7 @@ def test_allow_root_is_for_root_and_no_browser_where_there_is_none(launched, mon
     (argv,) = launched
     assert ("--allow-root" in argv) == (user == 0)
     assert ("--no-browser" in argv) == (not browser)
-    assert ("ssh -L 9999:127.0.0.1:9999" in result.output) == (not browser)
+    assert ("ssh -L" in result.output) == (not browser)
     assert [argument for argument in argv if "--ip" in argument] == ["--ip=127.0.0.1"]
 
 

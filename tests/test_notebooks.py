@@ -2,19 +2,17 @@
 
 import ast
 import re
-import sys
 from collections import Counter
 from pathlib import Path
 
+import colab
 import nbformat
 import pytest
 from nbclient import NotebookClient
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tools"))
-import colab  # noqa: E402
+from notebooks import WIDGET, code_hash, tags
 
-from notebooks import WIDGET, code_hash, tags  # noqa: E402
+ROOT = Path(__file__).parents[1]
 
 PATHS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 lesson = pytest.mark.parametrize("nb", [nbformat.read(p, as_version=4) for p in PATHS], ids=[p.stem for p in PATHS])
@@ -49,7 +47,7 @@ def definitions(source):
 
 
 MODULES = sorted((ROOT / "fmdiff_helpers").rglob("*.py"))
-PACKAGE = {name: code for path in MODULES for name, code in definitions(path.read_text()).items()}
+PACKAGE = {name: code for path in MODULES for name, code in definitions(path.read_text(encoding="utf-8")).items()}
 
 
 def test_the_mirror_sees_a_changed_formula_but_no_hint_or_docstring():
@@ -68,7 +66,7 @@ def test_inline_definitions_equal_the_package(nb):
 
 def claims(number):
     """The names of the package whose docstring says that lesson `number` builds them."""
-    nodes = [node for path in MODULES for node in ast.parse(path.read_text()).body]
+    nodes = [node for path in MODULES for node in ast.parse(path.read_text(encoding="utf-8")).body]
     documented = [node for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)]
     return {node.name for node in documented if f"Built in lesson {number}." in (ast.get_docstring(node) or "")}
 
@@ -105,7 +103,8 @@ def test_ci_shrinks_only_parameters_and_keeps_their_type(nb):
         literals = {n.targets[0].id: ast.literal_eval(n.value) for n in ast.parse(cell.source).body} if mock else {}
         for name, value in mock.items():
             assert name in literals, f"{name} is no parameter of this lesson"
-            assert isinstance(value, int | float | str), "nbmake passes numbers and strings only"
+            kinds = (int, float, str) if literals[name] == "auto" else (type(literals[name]),)
+            assert type(value) in kinds and type(value) in (int, float, str), "nbmake passes numbers and strings only"
 
 
 @lesson
@@ -144,8 +143,9 @@ def test_outputs_are_in_normal_form(nb):
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda p: p.stem)
 def test_notebook_is_small_and_names_no_machine(path):
-    assert path.stat().st_size <= 1_000_000
-    text = re.sub(r"data:image/png;base64,[\w+/=]+|\"image/png\": \"[^\"]+\"", "", path.read_text())
+    has_player = "fmdiff-film" in path.read_text(encoding="utf-8")
+    assert path.stat().st_size <= (1_000_000 if has_player else 500_000)
+    text = re.sub(r"data:image/png;base64,[\w+/=]+|\"image/png\": \"[^\"]+\"", "", path.read_text(encoding="utf-8"))
     assert not re.search(r"/(home|root|work|tmp|Users)/|0x[0-9a-f]{8}", text)
 
 

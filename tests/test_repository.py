@@ -12,11 +12,11 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-README = (ROOT / "README.md").read_text()
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 MODULES = sorted((ROOT / "fmdiff_helpers").rglob("*.py"))
 
-# Module -> the modules of ours that it may import. What is not named here (players, the command) may import all.
+# Module -> the modules of ours that it may import. A new module is added here, or the test fails.
 ALLOWED = {
     "standin": set(),
     "schedules": set(),
@@ -26,32 +26,35 @@ ALLOWED = {
     "samplers": {"schedules", "diffusion"},
     "guidance": {"schedules", "diffusion"},
     "models": {"models"},
+    "player": {"data", "diffusion", "plots", "schedules"},
+    "cli": {"data"},
 }
 
 
 def imports(path):
     """All modules that a file imports, anywhere in it."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: absolute imports only"
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
 def test_dependencies_point_one_way(path):
     part = path.relative_to(ROOT / "fmdiff_helpers").parts[0].removesuffix(".py")
-    if part in ALLOWED:
-        ours = {name.split(".")[1] for name in imports(path) if name.startswith("fmdiff_helpers.")}
-        assert ours <= ALLOWED[part]
+    ours = {name.split(".")[1] for name in imports(path) if name.startswith("fmdiff_helpers.")}
+    assert ours <= (set() if part == "__init__" else ALLOWED[part])
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
 def test_every_public_function_has_a_docstring(path):
-    for node in ast.walk(ast.parse(path.read_text())):
+    top = ast.parse(path.read_text(encoding="utf-8")).body
+    methods = [node for part in top if isinstance(part, ast.ClassDef) for node in part.body]
+    for node in [*top, *methods]:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
-            nested = node.name in ("pick", "stripes", "place")  # helpers inside a function
-            assert nested or ast.get_docstring(node), f"{path.name}: {node.name}"
+            assert ast.get_docstring(node), f"{path.name}: {node.name}"
 
 
 def test_work_on_a_server_needs_no_notebook_packages():
@@ -62,7 +65,7 @@ def test_work_on_a_server_needs_no_notebook_packages():
 
 
 def test_conda_environment_leaves_the_dependencies_to_pyproject():
-    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
     python, pip, packages = environment["dependencies"]
     assert python == f"python{PROJECT['project']['requires-python']}"
     assert pip == "pip" and packages == {"pip": ["-e ."]}
@@ -74,12 +77,12 @@ def test_dependencies_have_lower_bounds_only():
         assert re.fullmatch(r"[\w-]+>=[\d.]+", requirement), requirement
 
 
-def test_requirements_txt_holds_the_fixed_versions_with_hashes(tmp_path):
+def test_requirements_txt_holds_the_fixed_versions_with_hashes():
     if shutil.which("uv") is None or not (ROOT / "uv.lock").exists():
         pytest.skip("uv is not installed, or has not resolved the versions yet: run `uv sync`")
     flags = ["--quiet", "--frozen", "--no-dev", "--no-emit-project", "--no-annotate", "--no-header"]
     exported = subprocess.run(["uv", "export", *flags], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    committed = (ROOT / "requirements.txt").read_text()
+    committed = (ROOT / "requirements.txt").read_text(encoding="utf-8")
     assert [line for line in committed.splitlines() if not line.startswith("#")] == exported.splitlines(), (
         "run `make requirements`"
     )
@@ -106,9 +109,12 @@ def test_a_badge_only_where_there_is_an_address():
 
 
 def test_no_machine_and_no_package_host_in_tracked_files():
-    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True).stdout.split("\0")
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    tracked = listing.stdout.split("\0")
     assert "uv.lock" not in tracked
     for name in tracked:
         if name and not name.endswith((".png", ".ipynb", ".safetensors")) and name != "tests/test_repository.py":
-            text = (ROOT / name).read_text()
+            text = (ROOT / name).read_text(encoding="utf-8")
             assert not re.search(r"pypi\.org|files\.pythonhosted|/root/|/home/\w+/", text), name

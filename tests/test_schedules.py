@@ -224,10 +224,10 @@ def test_which_chains_end_in_noise_and_the_words_say_so(make, T, noise, kept, sn
     schedule = Schedule(make(T))
     assert ends_in_noise(schedule) is noise
     said = describe_end(schedule)
-    for number in (f"T = {T}:", f" {kept} of the picture", f"({snr})"):
+    for number in (f"T = {T}:", f" {kept} of x0", f"({snr})"):
         assert number in said
     assert ("NOT" in said) is not noise
-    assert ("Take more steps" in said and "cosine_beta" in said) is not noise
+    assert ("rescaled_linear_beta" in said and "cosine_beta" in said) is not noise
 
 
 @pytest.mark.parametrize(("snr", "noise"), [(0.99 * NOISE_SNR, True), (1.01 * NOISE_SNR, False)])

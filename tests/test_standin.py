@@ -92,5 +92,5 @@ def test_garments_of_one_kind_differ(fresh):
 
 @pytest.mark.parametrize("n", [-1, 2.0, "10", None, True, np.int64(3)])
 def test_a_bad_n_is_named(n):
-    with pytest.raises(ValueError, match="n must be an integer of 0 or more, got"):
+    with pytest.raises(ValueError, match="expected an integer of 0 or more"):
         draw_garments(n)

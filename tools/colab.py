@@ -36,7 +36,7 @@ if "google.colab" in sys.modules:
 
 def repository() -> str:
     """Return the public address, OWNER/NAME, or an empty string while there is none."""
-    return tomllib.loads(PROJECT.read_text())["tool"]["fmdiff"]["repository"]
+    return tomllib.loads(PROJECT.read_text(encoding="utf-8"))["tool"]["fmdiff"]["repository"]
 
 
 def setup_cell(repo: str) -> str:
@@ -51,7 +51,10 @@ def badge(repo: str, name: str) -> str:
 
 def write(repo: str) -> None:
     """Write the address into pyproject.toml, every lesson's setup cell, and the badges of lessons and README."""
-    PROJECT.write_text(re.sub(r'^repository = ".*"$', f'repository = "{repo}"', PROJECT.read_text(), flags=re.M))
+    PROJECT.write_text(
+        re.sub(r'^repository = ".*"$', f'repository = "{repo}"', PROJECT.read_text(encoding="utf-8"), flags=re.M),
+        encoding="utf-8",
+    )
     lessons = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
     for path in lessons:
         nb = nbformat.read(path, as_version=4)
@@ -59,13 +62,13 @@ def write(repo: str) -> None:
         (setup,) = (cell for cell in nb.cells if "setup" in cell.metadata.get("tags", []))
         setup.source = setup_cell(repo)
         nbformat.write(nb, path)
-    readme = BADGE_LINE.sub("", (ROOT / "README.md").read_text())
+    readme = BADGE_LINE.sub("", (ROOT / "README.md").read_text(encoding="utf-8"))
     title, rest = readme.split("\n\n", 1)
-    (ROOT / "README.md").write_text(f"{title}\n\n{badge(repo, lessons[0].stem)}{rest}")
+    (ROOT / "README.md").write_text(f"{title}\n\n{badge(repo, lessons[0].stem)}{rest}", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2 or not re.fullmatch(r"([\w.-]+/[\w.-]+)?", sys.argv[1]):
+    if len(sys.argv) != 2 or not re.fullmatch(r"(\w[\w.-]*/\w[\w.-]*)?", sys.argv[1]):
         raise SystemExit(
             f"expected one argument, OWNER/NAME, such as `make colab REPO=ada/diffusion`; got {sys.argv[1:]}"
         )

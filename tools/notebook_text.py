@@ -4,5 +4,6 @@ import json
 import sys
 from pathlib import Path
 
-for cell in json.loads(Path(sys.argv[1]).read_text())["cells"]:
+sys.stdout.reconfigure(encoding="utf-8")
+for cell in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))["cells"]:
     print(f"# %% {cell['cell_type']} {cell['metadata'] or ''}\n{''.join(cell['source'])}\n")

@@ -9,7 +9,6 @@ widget state, with a hash of the code in the metadata, so that a test sees outpu
 import base64
 import hashlib
 import io
-import re
 import sys
 from pathlib import Path
 
@@ -86,9 +85,6 @@ def save_cover(nb: nbformat.NotebookNode, path: Path) -> None:
 def execute(path: Path) -> None:
     """Execute one notebook and write it back; the file stays as it was if a cell fails."""
     nb = nbformat.read(path, as_version=4)
-    for cell in nb.cells:
-        if cell.cell_type == "code" and re.search(r"os\.environ|get_ipython", cell.source):
-            raise SystemExit(f"{path.name}, cell {cell.id}: lessons hold no infrastructure but the setup cell")
     NotebookClient(
         nb,
         timeout=600,
@@ -98,8 +94,8 @@ def execute(path: Path) -> None:
     ).execute()
     normalise(nb)
     nbformat.validate(nb)
-    nbformat.write(nb, path)
     save_cover(nb, ROOT / "figures" / f"{path.stem}.png")
+    nbformat.write(nb, path)
     print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB")
 
 

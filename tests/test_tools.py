@@ -1,0 +1,130 @@
+"""The tools that write notebooks: normal form, smaller pictures, Colab's address in and out again."""
+
+import base64
+import io
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import colab
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from PIL import Image
+
+from notebooks import WIDGET, code_hash, normalise, shrink_png
+
+ROOT = Path(__file__).parents[1]
+
+
+def png(image):
+    """A picture as base64, as a notebook holds it."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def opened(picture):
+    """The picture in some base64."""
+    return Image.open(io.BytesIO(base64.b64decode(picture)))
+
+
+@pytest.fixture
+def executed():
+    """A notebook as a kernel leaves it: counts, timings, a widget with and one without a film, an address."""
+    film = {WIDGET: {"model_id": "1"}, "text/html": "<figure>film</figure>", "text/plain": "NoisingExplorer"}
+    bar = {WIDGET: {"model_id": "2"}, "text/plain": "bar"}
+    figure = {"image/png": png(Image.new("RGB", (9, 9), "white")), "text/plain": "<Figure at 0x7f00>"}
+    outputs = [new_output("display_data", data) for data in (film, bar)]
+    outputs += [new_output("execute_result", figure, execution_count=3), new_output("stream", text="1")]
+    cell = new_code_cell("x = 1", execution_count=3, outputs=outputs, metadata={"tags": ["cover"], "execution": {}})
+    setup = new_code_cell("import sys", metadata={"tags": ["setup"]})
+    metadata = {"widgets": {"state": {}}, "kernelspec": {"name": "my-kernel", "display_name": "mine"}}
+    return new_notebook(cells=[setup, cell], metadata=metadata)
+
+
+def test_normal_form_keeps_what_a_reader_sees_and_nothing_that_changes(executed):
+    normalise(executed)
+    nbformat.validate(executed)
+    cell = executed.cells[1]
+    assert cell.execution_count is None and cell.metadata == {"tags": ["cover"]}
+    film, figure, text = cell.outputs
+    assert film.data == {"text/html": "<figure>film</figure>"}
+    assert figure.data.keys() == {"image/png"} and figure.execution_count is None
+    assert text.text == "1"
+    assert executed.metadata.keys() == {"kernelspec", "language_info", "fmdiff"}
+    assert executed.metadata.kernelspec.name == "python3"
+
+
+def test_normal_form_is_final(executed):
+    normalise(executed)
+    once = nbformat.writes(executed)
+    normalise(executed)
+    assert nbformat.writes(executed) == once
+
+
+def test_the_stamp_sees_code_but_no_text_and_no_setup_cell(executed):
+    before = code_hash(executed)
+    executed.cells[0].source = "another setup"
+    executed.cells.append(new_markdown_cell("text"))
+    assert code_hash(executed) == before
+    executed.cells[1].source = "x = 2"
+    assert code_hash(executed) != before
+
+
+def test_a_grey_picture_stays_as_it_is_and_becomes_smaller():
+    grey = Image.effect_noise((60, 60), 80)
+    picture = png(grey.convert("RGBA"))
+    smaller = shrink_png(picture)
+    assert opened(smaller).tobytes() == grey.tobytes() and len(smaller) < len(picture)
+
+
+def test_a_coloured_picture_keeps_its_colours():
+    picture = Image.new("RGB", (8, 8), "#0072B2")
+    assert opened(shrink_png(png(picture))).convert("RGB").getpixel((0, 0)) == (0, 0x72, 0xB2)
+
+
+@pytest.fixture
+def copy(tmp_path, monkeypatch):
+    """A copy of the files that hold the address."""
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
+    monkeypatch.setattr(colab, "ROOT", tmp_path)
+    monkeypatch.setattr(colab, "PROJECT", tmp_path / "pyproject.toml")
+    return tmp_path
+
+
+def contents(folder):
+    """All files of a folder, by name."""
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.suffix in (".toml", ".md", ".ipynb")}
+
+
+def test_an_address_goes_into_badges_and_setup_cells_and_out_again(copy):
+    colab.write("")
+    before = contents(copy)
+    colab.write("ada/diffusion")
+    assert colab.repository() == "ada/diffusion"
+    link = "https://colab.research.google.com/github/ada/diffusion/blob/main/notebooks/01_forward_noising.ipynb"
+    assert link in (copy / "README.md").read_text(encoding="utf-8")
+    for path in (copy / "notebooks").glob("[0-9]*.ipynb"):
+        nb = nbformat.read(path, as_version=4)
+        assert f"/{path.name}" in nb.cells[0].source.splitlines()[0]
+        (setup,) = [cell.source for cell in nb.cells if "setup" in cell.metadata.get("tags", [])]
+        assert "https://github.com/ada/diffusion " in setup and "--no-deps" in setup
+    colab.write("")
+    assert contents(copy) == before
+
+
+@pytest.mark.parametrize("address", ["ada", "../..", "ada/diffusion/x", "https://x.org/ada/diffusion"])
+def test_what_is_no_address_is_refused_by_value(address):
+    run = [sys.executable, ROOT / "tools" / "colab.py", address]
+    result = subprocess.run(run, capture_output=True, text=True)
+    assert result.returncode == 1 and address in result.stderr and "OWNER/NAME" in result.stderr
+
+
+def test_the_text_of_a_notebook_is_its_source_without_outputs():
+    run = [sys.executable, ROOT / "tools" / "notebook_text.py", ROOT / "notebooks" / "01_forward_noising.ipynb"]
+    text = subprocess.run(run, capture_output=True, check=True).stdout.decode()
+    assert "def add_noise(x0, t, eps, schedule):" in text and "base64" not in text
