@@ -307,7 +307,7 @@ class NoisingExplorer(Explorer):
     def draw(self, t: int) -> tuple[dict[str, np.ndarray], str]:
         """Return x0, eps, x_t and the histogram of x_t, with the scales and the log-SNR at t."""
         xt = add_noise(self.x0, torch.tensor([t]), self.eps, self.schedule)
-        images = {"x0": self.x0, "eps, drawn from N(0, I)": self.eps, "x_t": xt}
+        images = {"x0 (data)": self.x0, "eps (noise)": self.eps, "x_t": xt}
         panels = {title: to_uint8(x)[0, 0].numpy() for title, x in images.items()}
         panels["pixels of x_t against N(0, 1)"] = histogram_frame(xt, height=self.height)
         signal, noise = self.schedule.signal_scale[t].item(), self.schedule.noise_scale[t].item()
