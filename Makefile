@@ -21,6 +21,6 @@ colab:  ## make colab REPO=OWNER/NAME: write the public address into badges and 
 	uv run python tools/colab.py "$(if $(filter undefined,$(origin REPO)),$(error say REPO=OWNER/NAME),$(REPO))"
 
 clean:  ## remove what runs leave behind; the dataset stays
-	rm -rf results runs notebooks/results .pytest_cache .ruff_cache
+	rm -rf .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path "./.venv/*" -prune -exec rm -rf {} +
 	find . -name .ipynb_checkpoints -not -path "./.venv/*" -prune -exec rm -rf {} +

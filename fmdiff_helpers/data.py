@@ -75,11 +75,11 @@ def read_bytes(raw: Path, name: str) -> bytes:
 
 
 def read_tensor(raw: Path, name: str) -> Tensor:
-    """Return a verified file as a tensor: images uint8 (N, 28, 28) or labels int64 (N,)."""
+    """Return a verified file as a tensor: images uint8 (N, 1, 28, 28) or labels int64 (N,)."""
     # What MD5 has verified needs no parser: a header of 16 bytes, or 8 for labels, then a byte for each value.
     # Importing torchvision's reader takes 8 seconds on two CPU cores, in the first cell of every lesson.
     values = torch.frombuffer(bytearray(read_bytes(raw, name)), dtype=torch.uint8)
-    return values[16:].reshape(-1, 28, 28) if "images" in name else values[8:].long()
+    return values[16:].reshape(-1, 1, 28, 28) if "images" in name else values[8:].long()
 
 
 def download(raw: Path, names: list[str]) -> None:
@@ -150,7 +150,7 @@ def load_fashion_mnist(split: str = "train", device: torch.device | str = "cpu")
         images, labels = draw_garments(STANDIN_SIZES[split], seed=list(FILES).index(split))
     else:
         images, labels = (read_tensor(raw, name) for name in FILES[split])
-    return images.reshape(-1, 1, 28, 28).to(device), labels.to(device)
+    return images.to(device), labels.to(device)
 
 
 def to_model(images: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ PAGE = Template("""\
 <div style="display:flex;flex-wrap:wrap;gap:12px">$pictures</div>
 <figcaption style="display:flex;flex-wrap:wrap;align-items:center;gap:8px;margin-top:6px">
 <button type="button" style="display:none;width:3em" aria-label="Play or pause">&#9654;</button>
-<input type="range" style="display:none;width:min(24em,60%)" min="0" max="$last" value="$start" aria-label="$name">
+<input type="range" style="display:none;width:min(24em,60%)" min="0" max="$last" value="$start" aria-label="timestep">
 <output aria-live="off" style="font-family:monospace;white-space:pre">$shown</output>
 </figcaption>
 <script>
@@ -116,13 +116,12 @@ class Filmstrip:
         self,
         panels: dict[str, Tensor | np.ndarray],
         readout: Sequence[str],
-        name: str = "timestep",
         height: int = 168,
         start: int = 0,
         fps: int = 10,
     ):
         self.panels = {title: np.asarray(frames) for title, frames in panels.items()}
-        self.readout, self.name, self.height, self.start, self.fps = list(readout), name, height, start, fps
+        self.readout, self.height, self.start, self.fps = list(readout), height, start, fps
         for title, frames in self.panels.items():
             is_picture = frames.ndim == 3 or (frames.ndim == 4 and frames.shape[3] == 3)
             if frames.dtype != np.uint8 or not is_picture or len(frames) != len(self.readout):
@@ -145,15 +144,13 @@ class Filmstrip:
     def _repr_html_(self) -> str:
         uris = {title: encode_frames(frames) for title, frames in self.panels.items()}
         panels, readout = (json.dumps(part).replace("<", "\\u003c") for part in (list(uris.values()), self.readout))
+        content = f"{panels}{readout}{self.fps}"
         return PAGE.substitute(
-            film=hashlib.sha256(f"{panels}{readout}{self.fps}".encode()).hexdigest()[
-                :12
-            ],  # the same frames give the same page
+            film=hashlib.sha256(content.encode()).hexdigest()[:12],  # the same frames give the same page
             pictures="".join(self._picture(title, uris[title]) for title in self.panels),
             panels=panels,
             readout=readout,
             shown=html.escape(self.readout[self.start]),
-            name=html.escape(self.name),
             last=len(self.readout) - 1,
             start=self.start,
             interval=round(1000 / self.fps),

@@ -58,7 +58,6 @@ def image_grid(
     columns: int,
     column_labels: Sequence[str] = (),
     row_labels: Sequence[str] = (),
-    title: str = "",
     scale: int = 3,
 ) -> Figure:
     """Draw images (N, 1, H, W) in rows of `columns`, a pixel as `scale` x `scale`, with labels for columns and rows."""
@@ -68,7 +67,7 @@ def image_grid(
         found = f"{len(column_labels)} column labels and {len(row_labels)} row labels"
         raise ValueError(f"{found} for {columns} columns and {rows} rows; expected one for each, or none")
     height, width = (size * scale / STYLE["figure.dpi"] for size in picture.shape)  # in inches
-    left, top = 1.3 * bool(row_labels), 0.3 * bool(column_labels) + 0.4 * bool(title)
+    left, top = 1.3 * bool(row_labels), 0.3 * bool(column_labels)
     figure, (axis,) = new_figure(left + width, top + height)
     # Exactly this large: any other size makes some pixels wider than others.
     axis.set_position([left / (left + width), 0, width / (left + width), height / (top + height)])
@@ -79,18 +78,15 @@ def image_grid(
     axis.tick_params(length=0, labeltop=True, labelbottom=False)
     axis.spines[:].set_visible(False)
     axis.grid(False)
-    axis.set_title(title)
     return figure
 
 
-def curves(
-    x: Tensor | Sequence, lines: dict[str, Tensor | Sequence], xlabel: str, ylabel: str, title: str = ""
-) -> Figure:
+def curves(x: Tensor | Sequence, lines: dict[str, Tensor | Sequence], xlabel: str, ylabel: str) -> Figure:
     """Draw named lines, each the length of `x`, on one pair of axes."""
     figure, (axis,) = new_figure(7, 3.6)
     for name, line in lines.items():
         axis.plot(x, torch.as_tensor(line).detach().float().cpu(), label=name)
-    axis.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    axis.set(xlabel=xlabel, ylabel=ylabel)
     axis.legend()
     return figure
 

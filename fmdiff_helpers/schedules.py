@@ -41,8 +41,8 @@ def linear_beta(T: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Ten
 def rescaled_linear_beta(T: int) -> Tensor:
     """Return the linear schedule with both ends times 1000/T, shape (T,), T above 20. (Nichol & Dhariwal 2021, code)
 
-    The sum of beta is then the same for every T. At T = 20 or less the last beta would
-    reach 1, which `Schedule` refuses. Built in lesson 01.
+    The sum of beta is then the same for every T. At T = 20 or less the last beta would reach 1, which `Schedule`
+    refuses. Built in lesson 01.
     """
     return linear_beta(T) * 1000 / T
 

@@ -47,14 +47,18 @@ def chromium(width: int = 1280, height: int = 1400):
         browser.close()
 
 
+def free_port() -> int:
+    """A port of this machine where nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 @contextlib.contextmanager
 def jupyterlab(lesson: str):
     """The address that `fmdiff lab LESSON` prints, of a JupyterLab that knows nothing of this user's own."""
-    with tempfile.TemporaryDirectory() as folder, socket.socket() as probe:
-        home = Path(folder)
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-        probe.close()
+    with tempfile.TemporaryDirectory() as folder:
+        home, port = Path(folder), free_port()
         for plugin, value in SETTINGS.items():
             file = home / "settings" / f"{plugin}.jupyterlab-settings"
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -41,7 +41,7 @@ def texts(labels) -> list[str]:
 
 EVERY_FIGURE = {
     "new_figure": lambda: new_figure(4, 3, columns=2)[0],
-    "image_grid": lambda: image_grid(IMAGES, 3, ["a", "b", "c"], ["x", "y"], "title"),
+    "image_grid": lambda: image_grid(IMAGES, 3, ["a", "b", "c"], ["x", "y"]),
     "curves": lambda: curves([0, 1], {"a": torch.tensor([0.0, 1.0])}, "x", "y"),
     "schedule_curves": lambda: schedule_curves(SCHEDULES),
     "histograms": lambda: histograms({"a": torch.linspace(-1, 1, 50)}),
@@ -135,7 +135,7 @@ def cells(figure, rows: int, columns: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("scale", [1, 3])
-@pytest.mark.parametrize("labels", [{}, {"column_labels": "abc", "row_labels": "xy", "title": "title"}])
+@pytest.mark.parametrize("labels", [{}, {"column_labels": "abc", "row_labels": "xy"}])
 @pytest.mark.parametrize("convert", [torch.Tensor.byte, to_model], ids=["uint8", "float"])
 def test_each_pixel_is_drawn_as_a_square_of_its_own_grey_and_only_white_stands_between(scale, labels, convert):
     shown = cells(image_grid(convert(IMAGES), 3, scale=scale, **labels), 2, 3)
@@ -154,11 +154,10 @@ def test_values_outside_the_range_are_drawn_black_and_white():
 
 
 def test_labels_stand_beside_their_columns_and_rows_in_order():
-    (axis,) = image_grid(IMAGES, 3, ["a", "b", "c"], ["x", "y"], "title").axes
+    (axis,) = image_grid(IMAGES, 3, ["a", "b", "c"], ["x", "y"]).axes
     assert texts(axis.get_xticklabels()) == ["a", "b", "c"] and axis.get_xticks().tolist() == [0.5, 1.5, 2.5]
     assert texts(axis.get_yticklabels()) == ["x", "y"] and axis.get_yticks().tolist() == [0.5, 1.5]
     assert axis.get_xlim() == (0, 3) and axis.get_ylim() == (2, 0), "one unit an image, the first row on top"
-    assert axis.get_title() == "title"
 
 
 # Lines
@@ -166,12 +165,12 @@ def test_labels_stand_beside_their_columns_and_rows_in_order():
 
 def test_curves_draws_each_line_under_its_name():
     x, lines = [1, 2, 4], {"up": torch.tensor([0.0, 1.0, 2.0]), "down": torch.tensor([3.0, 2.0, 1.0])}
-    (axis,) = curves(x, lines, "steps", "loss", "title").axes
+    (axis,) = curves(x, lines, "steps", "loss").axes
     assert [line.get_label() for line in axis.lines] == ["up", "down"]
     assert texts(axis.get_legend().get_texts()) == ["up", "down"]
     for line, y in zip(axis.lines, lines.values(), strict=True):
         assert_allclose(line.get_xydata(), np.stack([x, y], axis=1))
-    assert (axis.get_xlabel(), axis.get_ylabel(), axis.get_title()) == ("steps", "loss", "title")
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("steps", "loss")
 
 
 def test_schedule_curves_draws_signal_and_SNR_against_progress():
