@@ -1,9 +1,11 @@
-"""The forward process q in closed form, its posterior, and the three ways to say what the noise was.
+"""The forward process q in closed form, its posterior, the three ways to say what the noise was, and the loss.
 
 x0 is data, eps is noise drawn from N(0, I), xt is their mix after step t. t is an int64 tensor of shape (B,) with
 values 0 to T - 1, one step for each image; images are floating-point tensors of shape (B, ...), all on one device.
 Bad input is a ValueError that names the argument, what it was and what was expected.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -86,3 +88,46 @@ def eps_from_v(xt: Tensor, t: Tensor, v: Tensor, schedule: Schedule) -> Tensor:
     """Return the noise that `xt` and its v imply. (Salimans & Ho 2022, appendix D)"""
     check_step(schedule, t, xt=xt, v=v)
     return at(schedule.noise_scale, t, xt) * xt + at(schedule.signal_scale, t, xt) * v
+
+
+def draw_noise(x0: Tensor, generator: torch.Generator, schedule: Schedule) -> tuple[Tensor, Tensor]:
+    """Draw what a training step needs: t (B,), each step as likely as the next, and eps like x0, on x0's device."""
+    t = torch.randint(schedule.T, x0.shape[:1], generator=generator, device=x0.device)
+    return t, torch.randn(x0.shape, generator=generator, device=x0.device)
+
+
+def simple_loss(model: Callable, x0: Tensor, y: Tensor | None, t: Tensor, eps: Tensor, schedule: Schedule) -> Tensor:
+    """Return L_simple for each image, (B,): how far the predicted noise is from `eps`. (Ho et al. 2020, eq. 14)
+
+    `model` is called as model(xt, t, y). Built in lesson 03.
+    """
+    eps_hat = model(add_noise(x0, t, eps, schedule), t, y)
+    return (eps_hat - eps).square().flatten(1).mean(dim=1)
+
+
+def validation_grid(x0: Tensor, schedule: Schedule, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Return t (B,), spread evenly from 0 to T - 1, and eps like x0: the same at each call, so that losses compare."""
+    t = torch.arange(len(x0)) * schedule.T // len(x0)
+    eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed))
+    return t.to(x0.device), eps.to(x0.device)
+
+
+def validation_loss(
+    model: Callable, x0: Tensor, y: Tensor | None, schedule: Schedule, bins: int = 10
+) -> dict[str, float | list[float]]:
+    """Return the mean of L_simple on the validation grid and its means over `bins` equal ranges of t, low to high."""
+    t, eps = validation_grid(x0, schedule)
+    with torch.no_grad():
+        loss = simple_loss(model, x0, y, t, eps, schedule)
+    return {"loss": loss.mean().item(), "bins": [part.mean().item() for part in loss.chunk(bins)]}
+
+
+def pixel_baseline(x0: Tensor, schedule: Schedule) -> Tensor:
+    """Return, for each t, L_simple of the best denoiser that knows only each pixel's mean and variance, shape (T,).
+
+    For a Gaussian pixel of variance s^2 what is left of the noise is a^2 s^2 / (a^2 s^2 + b^2), a and b being the
+    schedule's signal and noise scale; `x0` (N, ...) are the images that s is estimated from.
+    """
+    variance = x0.double().var(dim=0).flatten()
+    signal, noise = schedule.alpha_bar[:, None] * variance.to(schedule.beta), 1 - schedule.alpha_bar[:, None]
+    return (signal / (signal + noise)).mean(dim=1)

@@ -1,4 +1,4 @@
-"""The claims of fmdiff_helpers.diffusion: the forward process, its posterior, and eps, x0 and v as one thing.
+"""The claims of fmdiff_helpers.diffusion: the forward process, its posterior, eps, x0 and v as one thing, the loss.
 
 A claim about random draws is tested at 5 standard errors: a right formula fails once in 1.7 million fresh draws, and
 the draws are always the same.
@@ -13,10 +13,15 @@ from torch.testing import assert_close
 
 from fmdiff_helpers.diffusion import (
     add_noise,
+    draw_noise,
     eps_from_v,
     eps_from_x0,
     forward_step,
+    pixel_baseline,
     posterior,
+    simple_loss,
+    validation_grid,
+    validation_loss,
     velocity,
     x0_from_eps,
     x0_from_v,
@@ -324,3 +329,179 @@ def test_images_of_two_shapes_are_refused_even_where_they_would_broadcast(functi
     (first, second), t = IMAGES[function], steps(0, 3)
     with pytest.raises(ValueError, match=re.escape(f"shapes differ: {{'{first}': {a}, '{second}': {b}}}")):
         call(function, normal(*a), normal(*b), t, UNEVEN)
+
+
+# The loss
+
+
+def wrong_by(error, x0, schedule):
+    """Return a model that knows x0, and with it the noise, and is off by `error(t)` (B,) in every pixel."""
+
+    def model(xt, t, y):
+        eps = eps_from_x0(xt, t, x0, schedule)
+        return eps + error(t).reshape(-1, *[1] * (xt.ndim - 1))
+
+    return model
+
+
+@every_schedule
+def test_the_loss_of_a_model_that_is_never_wrong_is_0(schedule):
+    x0, eps, t = normal(schedule.T, 1, 4, 4), normal(schedule.T, 1, 4, 4, seed=1), torch.arange(schedule.T)
+    loss = simple_loss(wrong_by(torch.zeros_like, x0, schedule), x0, None, t, eps, schedule)
+    assert_close(loss, torch.zeros(schedule.T).double(), **CLOSE)
+
+
+@pytest.mark.parametrize("shape", [(4, 1, 28, 28), (4, 3, 2, 5), (4, 7)])
+def test_the_loss_of_each_image_is_the_mean_of_its_squared_errors(shape):
+    x0, eps, t = normal(*shape), normal(*shape, seed=1), torch.tensor([2, 0, 3, 1])
+    silent = simple_loss(lambda xt, t, y: torch.zeros_like(xt), x0, None, t, eps, UNEVEN)
+    assert_close(silent, torch.stack([image.pow(2).sum() / image.numel() for image in eps]), **CLOSE)
+    off = simple_loss(wrong_by(lambda t: 1.0 + t, x0, UNEVEN), x0, None, t, eps, UNEVEN)
+    assert_close(off, torch.tensor([9.0, 1, 16, 4]).double(), **CLOSE)
+
+
+def test_the_loss_shows_the_model_the_noisy_images_their_steps_and_labels():
+    x0, eps, t, y, seen = normal(3, 2), normal(3, 2, seed=1), torch.tensor([2, 0, 3]), torch.tensor([7, 7, 1]), []
+
+    def model(*arguments):
+        seen.append(arguments)
+        return eps
+
+    simple_loss(model, x0, y, t, eps, UNEVEN)
+    simple_loss(model, x0, None, t, eps, UNEVEN)
+    assert_close(seen[0][0], add_noise(x0, t, eps, UNEVEN), rtol=0, atol=0)
+    assert seen[0][1] is t
+    assert seen[0][2] is y
+    assert seen[1][2] is None
+
+
+def test_a_step_of_the_loss_teaches_the_model():
+    """The gradient with respect to what the model says is 2 (said - eps) / pixels: nothing is cut off on the way."""
+    said, eps = normal(3, 4).requires_grad_(), normal(3, 4, seed=1)
+    simple_loss(
+        lambda xt, t, y: said, normal(3, 4, seed=2), None, torch.tensor([0, 1, 2]), eps, UNEVEN
+    ).sum().backward()
+    assert_close(said.grad, 2 * (said.detach() - eps) / 4, **CLOSE)
+
+
+def test_a_training_step_draws_every_step_as_often_and_unit_noise_whatever_the_step():
+    x0 = torch.zeros(DRAWS, 1, 1, 3)
+    t, eps = draw_noise(x0, torch.Generator().manual_seed(0), UNEVEN)
+    assert (t.dtype, t.shape, eps.dtype, eps.shape) == (torch.int64, (DRAWS,), x0.dtype, x0.shape)
+    share = t.bincount(minlength=4).double() / DRAWS  # one more entry, had a step beyond the last been drawn
+    assert_close(share, torch.full((4,), 0.25).double(), rtol=0, atol=5 * math.sqrt(0.25 * 0.75 / DRAWS))
+    for step in range(4):
+        check_moments(eps[t == step].flatten(1), torch.zeros(3), torch.ones(3))
+
+
+def test_a_training_step_draws_what_its_generator_says_and_leaves_global_random_numbers_alone():
+    x0, before = torch.zeros(50, 2), torch.get_rng_state()
+    generator = torch.Generator().manual_seed(3)
+    (t, eps), (next_t, next_eps) = draw_noise(x0, generator, UNEVEN), draw_noise(x0, generator, UNEVEN)
+    same_t, same_eps = draw_noise(x0, torch.Generator().manual_seed(3), UNEVEN)
+    assert t.equal(same_t) and eps.equal(same_eps)
+    assert not t.equal(next_t) and not eps.equal(next_eps)
+    assert torch.get_rng_state().equal(before)
+
+
+# Validation
+
+
+@pytest.mark.parametrize(
+    ("n", "T", "expected"),
+    [
+        (5, 10, [0, 2, 4, 6, 8]),
+        (4, 4, [0, 1, 2, 3]),
+        (8, 4, [0, 0, 1, 1, 2, 2, 3, 3]),
+        (3, 1000, [0, 333, 666]),
+        (1, 1000, [0]),
+        (2000, 200, [t for t in range(200) for _ in range(10)]),
+    ],
+)
+def test_validation_looks_at_all_steps_alike_from_0_up(n, T, expected):
+    t, eps = validation_grid(torch.zeros(n, 2), Schedule(rescaled_linear_beta(T) if T > 20 else linear_beta(T)))
+    assert t.dtype == torch.int64
+    assert t.tolist() == expected
+    assert eps.shape == (n, 2)
+
+
+def test_validation_is_the_same_at_each_call_and_leaves_global_random_numbers_alone():
+    x0, before = torch.zeros(DRAWS, 2), torch.get_rng_state()
+    (t, eps), (same_t, same_eps) = validation_grid(x0, UNEVEN), validation_grid(torch.ones(DRAWS, 2), UNEVEN)
+    other_t, other_eps = validation_grid(x0, UNEVEN, seed=1)
+    assert t.equal(same_t) and eps.equal(same_eps)
+    assert t.equal(other_t) and not eps.isclose(other_eps).any(1).all()
+    assert torch.get_rng_state().equal(before)
+    check_moments(eps, torch.zeros(2), torch.ones(2))
+
+
+@pytest.mark.parametrize(("n", "bins"), [(1000, 10), (2000, 10), (200, 4), (200, 1), (50, 10)])
+def test_validation_loss_is_a_mean_over_all_steps_and_its_bins_are_means_from_low_steps_to_high(n, bins):
+    """A model off by sqrt(t) has the loss t, whose mean is known for any range of steps."""
+    schedule, x0 = SCHEDULES["cosine"], normal(n, 3)
+    found = validation_loss(wrong_by(lambda t: t.double().sqrt(), x0, schedule), x0, None, schedule, bins=bins)
+    apart = max(1, 200 // n)  # steps are looked at 0, apart, 2 apart, ...
+    expected = [torch.arange(low, low + 200 // bins, apart).double().mean() for low in range(0, 200, 200 // bins)]
+    assert_close(torch.tensor(found["bins"]).double(), torch.stack(expected), rtol=1e-5, atol=1e-5)
+    assert_close(found["loss"], sum(found["bins"]) / bins, rtol=1e-5, atol=0)
+    assert all(isinstance(value, float) for value in (found["loss"], *found["bins"]))
+
+
+def test_validation_has_10_bins_passes_labels_on_and_needs_no_gradient():
+    x0, y, seen = torch.zeros(20, 3), torch.arange(20), []
+
+    def model(xt, t, y):
+        seen.append((y, torch.is_grad_enabled()))
+        return torch.zeros_like(xt)
+
+    found = validation_loss(model, x0, y, UNEVEN)
+    assert len(found["bins"]) == 10
+    assert seen == [(y, False)]
+    assert found == validation_loss(model, x0, y, UNEVEN)
+    assert_close(found["loss"], validation_grid(x0, UNEVEN)[1].square().mean().item(), rtol=1e-6, atol=0)
+
+
+# The baseline of pixels that know nothing of each other
+
+SPREAD = torch.tensor([0.02, 0.3, 1.0, 3.0], dtype=torch.float64)  # the standard deviations of four pixels
+
+
+@every_step
+def test_the_pixel_baseline_is_the_loss_of_the_best_denoiser_of_gaussian_pixels(step):
+    """That denoiser says E[eps | xt] for each pixel. Means of draws, at 5 standard errors."""
+    x0, eps = 0.5 + SPREAD * normal(DRAWS, 4), normal(DRAWS, 4, seed=1)
+    a, b = scales(UNEVEN, step)
+
+    def best(xt, t, y):
+        return b * (xt - a * x0.mean(0)) / (a**2 * x0.var(0) + b**2)
+
+    loss = simple_loss(best, x0, None, steps(step), eps, UNEVEN)
+    missed = (loss.mean() - pixel_baseline(x0, UNEVEN)[step]) / (loss.std() / math.sqrt(DRAWS))
+    assert_close(missed, torch.zeros_like(missed), rtol=0, atol=5)
+    for factor in (0.9, 1.1):  # and there is none better of its kind
+        other = simple_loss(lambda xt, t, y, f=factor: f * best(xt, t, y), x0, None, steps(step), eps, UNEVEN)
+        assert other.mean() > loss.mean()
+
+
+@every_schedule
+def test_the_pixel_baseline_is_the_mean_over_pixels_of_what_cannot_be_known(schedule):
+    x0 = (SPREAD * normal(50, 4)).reshape(50, 1, 2, 2)
+    found = pixel_baseline(x0.float(), schedule)
+    assert (found.dtype, found.shape) == (torch.float64, (schedule.T,))
+    for t in (0, schedule.T // 2, schedule.T - 1):
+        a, b = scales(schedule, t)
+        values = [x0[:, 0, i // 2, i % 2].tolist() for i in range(4)]
+        variances = [sum((v - sum(pixel) / 50) ** 2 for v in pixel) / 49 for pixel in values]
+        left = sum(a**2 * variance / (a**2 * variance + b**2) for variance in variances) / 4
+        assert_close(found[t].item(), left, rtol=1e-5, atol=0)
+
+
+def test_the_pixel_baseline_falls_from_nearly_1_to_nearly_0_and_is_0_where_pixels_never_change():
+    x0 = normal(50, 1, 3, 3)
+    for name in ("linear", "cosine"):
+        found = pixel_baseline(x0, SCHEDULES[name])
+        assert found[0] > 0.99
+        assert 0 < found[-1] < 1e-3
+        assert (found.diff() < 0).all()
+    constant = torch.full((50, 1, 3, 3), -1.0)
+    assert_close(pixel_baseline(constant, UNEVEN), torch.zeros(4).double(), rtol=0, atol=0)

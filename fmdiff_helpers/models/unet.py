@@ -1,0 +1,207 @@
+"""The U-Net of "The Annotated Diffusion Model", put right: every skip is used, every attention row sums to 1."""
+
+import math
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+
+def sinusoids(t: Tensor, dim: int) -> Tensor:
+    """Return sines and cosines of t (B,) at `dim` / 2 wavelengths from 2 pi to 20,000 pi, shape (B, dim).
+
+    (Vaswani et al. 2017, section 3.5) Built in lesson 03.
+    """
+    frequency = torch.exp(-math.log(10_000) * torch.arange(dim // 2, device=t.device) / (dim // 2))
+    angle = t[:, None] * frequency
+    return torch.cat([angle.sin(), angle.cos()], dim=1)
+
+
+class TimeEmbedding(nn.Module):
+    """Turn steps t (B,) into vectors (B, 4 * dim) that say how noisy the picture is. (Ho et al. 2020, appendix B)"""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.dim = dim
+        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.SiLU(), nn.Linear(4 * dim, 4 * dim))
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Return the embedding (B, 4 * dim)."""
+        return self.mlp(sinusoids(t, self.dim))
+
+
+class ResNetBlock(nn.Module):
+    """Two convolutions on x (B, C, H, W), the noise level in between as scale and shift. Built in lesson 03.
+
+    (He et al. 2016; Nichol & Dhariwal 2021, section 3, for scale and shift)
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, time_dim: int):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(math.gcd(8, in_channels), in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.time = nn.Linear(time_dim, 2 * out_channels)
+        self.norm2 = nn.GroupNorm(math.gcd(8, out_channels), out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        same = in_channels == out_channels
+        self.shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """Return (B, out_channels, H, W); `time` is (B, time_dim)."""
+        h = self.conv1(F.silu(self.norm1(x)))
+        scale, shift = self.time(F.silu(time))[:, :, None, None].chunk(2, dim=1)
+        h = self.conv2(F.silu(self.norm2(h) * (1 + scale) + shift))
+        return h + self.shortcut(x)
+
+
+class ConvNeXtBlock(nn.Module):
+    """A 7x7 depthwise convolution, then two full ones, as the Annotated Diffusion Model has them.
+
+    The paper has two 1x1 convolutions in place of the full ones (Liu et al. 2022, section 2). Time is added.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, time_dim: int):
+        super().__init__()
+        self.depthwise = nn.Conv2d(in_channels, in_channels, 7, padding=3, groups=in_channels)
+        self.time = nn.Linear(time_dim, in_channels)
+        self.net = nn.Sequential(
+            nn.GroupNorm(1, in_channels),
+            nn.Conv2d(in_channels, 2 * out_channels, 3, padding=1),
+            nn.GELU(),
+            nn.GroupNorm(1, 2 * out_channels),
+            nn.Conv2d(2 * out_channels, out_channels, 3, padding=1),
+        )
+        same = in_channels == out_channels
+        self.shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """Return (B, out_channels, H, W); `time` is (B, time_dim)."""
+        h = self.depthwise(x) + self.time(F.gelu(time))[:, :, None, None]
+        return self.net(h) + self.shortcut(x)
+
+
+def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Mix the values v (B, heads, n, d) of n places in O(n) time, q and k being of the same shape.
+
+    The n x n matrix softmax_d(q) softmax_n(k)^T, never made here, has no negative entry and rows that sum to 1.
+    (Shen et al. 2021, eq. 6) Built in lesson 03.
+    """
+    context = k.softmax(dim=-2).transpose(-1, -2) @ v  # (B, heads, d, d): what all places have to say
+    return q.softmax(dim=-1) @ context
+
+
+class Attention(nn.Module):
+    """Let all places of x (B, C, H, W) see each other; linear or full attention, added to x.
+
+    (Vaswani et al. 2017, section 3.2; Shen et al. 2021)
+    """
+
+    def __init__(self, channels: int, linear: bool):
+        super().__init__()
+        self.attend = linear_attention if linear else F.scaled_dot_product_attention
+        # Heads of 32 channels, or a few more where the channels would not divide.
+        self.heads = next(n for n in range(max(1, channels // 32), 0, -1) if channels % n == 0)
+        self.norm = nn.GroupNorm(1, channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1, bias=False)
+        self.out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a tensor of the same shape as x."""
+        qkv = rearrange(self.qkv(self.norm(x)), "b (three h d) y x -> three b h (y x) d", three=3, h=self.heads)
+        mixed = rearrange(self.attend(*qkv), "b h (y x) d -> b (h d) y x", y=x.shape[2])
+        return x + self.out(mixed)
+
+
+class Stage(nn.Module):
+    """A block and, after it, attention: the U-Net's unit."""
+
+    def __init__(self, block: type, in_channels: int, out_channels: int, time_dim: int, linear: bool):
+        super().__init__()
+        self.block = block(in_channels, out_channels, time_dim)
+        self.attention = Attention(out_channels, linear)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """Return (B, out_channels, H, W)."""
+        return self.attention(self.block(x, time))
+
+
+class UNet(nn.Module):
+    """Predict the noise in xt (B, 1, H, W) at step t (B,), shape (B, 1, H, W). (Ho et al. 2020, appendix B)
+
+    `width` times each of `mults` are the channels of the levels, from the outside in; `patch` folds that many pixels
+    in both directions into channels first; `depth` is the number of stages of a level, on the way down and again up;
+    `block` is "resnet" or "convnext". H and W divide by patch times 2 to the number of levels less one. With
+    num_classes above 0 labels y (B,) are taken too, `num_classes` itself being the null label, which stands for None.
+    """
+
+    def __init__(
+        self,
+        width: int = 32,
+        mults: tuple[int, ...] = (1, 2),
+        patch: int = 2,
+        depth: int = 1,
+        block: str = "resnet",
+        num_classes: int = 0,
+    ):
+        super().__init__()
+        blocks = {"resnet": ResNetBlock, "convnext": ConvNeXtBlock}
+        if block not in blocks:
+            raise ValueError(f"block is {block!r}; expected one of {', '.join(map(repr, blocks))}")
+        block = blocks[block]
+        widths, time_dim = [width * mult for mult in mults], 4 * width
+        self.num_classes = num_classes
+        self.divisor = patch * 2 ** (len(widths) - 1)
+        self.time = TimeEmbedding(width)
+        self.label = nn.Embedding(num_classes + 1, time_dim) if num_classes else None
+        self.stem = nn.Sequential(nn.PixelUnshuffle(patch), nn.Conv2d(patch**2, width, 3, padding=1))
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        for level, (outer, inner) in enumerate(zip([width, *widths], widths, strict=False)):
+            deepest = level == len(widths) - 1
+            stage = partial(Stage, block, out_channels=inner, time_dim=time_dim, linear=not deepest)
+            way_down = [stage(in_channels=inner if k else outer) for k in range(depth)]
+            halve = nn.Identity() if deepest else nn.Conv2d(inner, inner, 2, stride=2)
+            self.down.append(nn.ModuleList([*way_down, halve]))
+            way_up = [stage(in_channels=2 * inner) for _ in range(depth)]
+            double = [nn.Upsample(scale_factor=2), nn.Conv2d(inner, outer, 3, padding=1)] if level else []
+            self.up.insert(0, nn.ModuleList([*way_up, nn.Sequential(*double)]))
+        middle = Stage(block, inner, inner, time_dim, linear=False)
+        self.middle = nn.ModuleList([middle, block(inner, inner, time_dim)])
+        self.last = block(2 * width, width, time_dim)
+        self.out = nn.Sequential(
+            nn.GroupNorm(math.gcd(8, width), width),
+            nn.SiLU(),
+            nn.Conv2d(width, patch**2, 3, padding=1),
+            nn.PixelShuffle(patch),
+        )
+        nn.init.zeros_(self.out[2].weight)  # the untrained network says "no noise", the best guess that needs no data
+        nn.init.zeros_(self.out[2].bias)
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """Return the predicted noise, shaped like x."""
+        time = self.embed(x, t, y)
+        h = stem = self.stem(x)
+        skips = []
+        for *stages, halve in self.down:
+            for stage in stages:
+                h = stage(h, time)
+                skips.append(h)
+            h = halve(h)
+        for stage in self.middle:
+            h = stage(h, time)
+        for *stages, double in self.up:
+            for stage in stages:
+                h = stage(torch.cat([h, skips.pop()], dim=1), time)
+            h = double(h)
+        return self.out(self.last(torch.cat([h, stem], dim=1), time))
+
+    def embed(self, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+        """Check the input and return what all blocks are told: the step and, with labels, the kind of garment."""
+        if x.shape[2] % self.divisor or x.shape[3] % self.divisor:
+            raise ValueError(f"images are {tuple(x.shape)}; expected height and width that divide by {self.divisor}")
+        if y is not None and self.label is None:
+            raise ValueError("y was given to a network without labels; build it with num_classes=10, or leave y out")
+        if self.label is None:
+            return self.time(t)
+        return self.time(t) + self.label(torch.full_like(t, self.num_classes) if y is None else y)
