@@ -6,10 +6,12 @@ from torch.testing import assert_close
 
 pytest.importorskip("diffusers")
 
-from diffusers import DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler
 from diffusers.training_utils import compute_snr
 
 from fmdiff_helpers.diffusion import add_noise, posterior, velocity
+from fmdiff_helpers.metrics import frechet_distance, kernel_distance
+from fmdiff_helpers.samplers import respace, sample_ddim, sample_ddpm
 from fmdiff_helpers.schedules import Schedule, cosine_beta, linear_beta, quadratic_beta, sigmoid_beta
 
 T = 1000
@@ -81,3 +83,128 @@ def test_a_draw_from_the_posterior_is_a_step_of_ddpm_whose_model_is_never_wrong(
     step = theirs.step(output, t, xt, generator=torch.Generator().manual_seed(2))
     mean, variance = posterior(x0, xt, steps, ours)
     assert_close(mean + variance.sqrt() * images(2), step.prev_sample, **EXACT)
+
+
+# metrics
+
+
+def given_features(count: int) -> torch.nn.Module:
+    """Return what torchmetrics takes for a network: here it hands on features that are there already."""
+    network = torch.nn.Identity()
+    network.num_features = count
+    return network
+
+
+def feature_sets(n: int, m: int, count: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return two sets of features that are not independent, of different means and covariances, in float64."""
+    draw = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(rows, count, generator=draw, dtype=torch.float64) for rows in (n, m))
+    mix_a, mix_b = (torch.randn(count, count, generator=draw, dtype=torch.float64) / count**0.5 for _ in "ab")
+    return (a @ mix_a).relu(), (b @ mix_b + 0.3).relu()
+
+
+def torchmetrics_of(metric: torch.nn.Module, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    metric.update(a, real=False)
+    metric.update(b, real=True)
+    return metric.compute()
+
+
+@pytest.mark.parametrize("n, m", [(300, 300), (40, 500)])
+def test_frechet_distance(n, m):
+    """Theirs, from torchmetrics, is in float64 too. It sums products before it takes the mean away: 1e-9."""
+    fid = pytest.importorskip("torchmetrics.image.fid")
+    a, b = feature_sets(n, m)
+    theirs = torchmetrics_of(fid.FrechetInceptionDistance(given_features(16)), a, b)
+    assert frechet_distance(a, b) == pytest.approx(theirs.item(), rel=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:Metric `Kernel Inception Distance` will save all extracted features")
+def test_kernel_distance():
+    """Theirs, from torchmetrics, takes subsets; a single one as large as the sets is all there is."""
+    kid = pytest.importorskip("torchmetrics.image.kid")
+    a, b = feature_sets(300, 300)
+    theirs = kid.KernelInceptionDistance(given_features(16), subsets=1, subset_size=300, degree=3, gamma=None, coef=1.0)
+    assert kernel_distance(a, b) == pytest.approx(torchmetrics_of(theirs, a, b)[0].item(), rel=1e-9)
+
+
+# Whole chains
+
+SHORT = 100  # steps of the schedule of a chain, enough for every kind of step and quick
+CHAINS = {"linear": Schedule(linear_beta(SHORT, 1e-3, 0.2)), "cosine": Schedule(cosine_beta(SHORT))}
+# Numbers of steps K for which (SHORT - 1) / (K - 1) is whole: diffusers' DDIM takes all strides for equally long.
+every_length = pytest.mark.parametrize("num_steps", [SHORT, 12, 4])
+every_chain = pytest.mark.parametrize("name", CHAINS)
+every_clip = pytest.mark.parametrize("clip", [1.0, float("inf")])
+
+
+@pytest.fixture
+def double_noise(monkeypatch):
+    """Let both draw their noise in float64: in two precisions, the same generator gives different numbers."""
+
+    def randn(*shape, generator, **_):
+        return torch.empty(*shape, dtype=torch.float64).normal_(generator=generator)
+
+    monkeypatch.setattr(torch, "randn", randn)
+
+
+def fake(xt, t, y=None):
+    """A model that is bent and never right, and knows x and t; seldom so wrong that all of x0 is clipped."""
+    return torch.tanh(xt + torch.as_tensor(t).reshape(-1, 1, 1, 1) / SHORT)
+
+
+def their_chain(scheduler: type, name: str, num_steps: int, clip: float, **options):
+    """Return their scheduler with our alpha_bar, in float64, and its steps set."""
+    clips = {"clip_sample": clip < float("inf"), "clip_sample_range": clip}
+    theirs = scheduler(SHORT, timestep_spacing="linspace", **clips, **options)
+    theirs.alphas_cumprod = CHAINS[name].alpha_bar
+    theirs.set_timesteps(num_steps)
+    return theirs
+
+
+@pytest.mark.parametrize("T", [100, 200, 1000])
+def test_chosen_steps(T):
+    """At halves the two may round to two neighbours; these numbers of steps have none."""
+    theirs = DDPMScheduler(T, timestep_spacing="linspace")
+    for num_steps in (2, 3, 4, 5, 8, 10, 12, 20, 34, 50, 99, 100):
+        theirs.set_timesteps(num_steps)
+        steps = torch.linspace(0, T - 1, num_steps, dtype=torch.float64)
+        if ((steps - steps.floor() - 0.5).abs() > 1e-9).all():
+            assert theirs.timesteps.flip(0).equal(respace(Schedule(cosine_beta(T)), num_steps)[0])
+
+
+@every_chain
+@every_length
+@every_clip
+def test_a_chain_of_ddpm(name, num_steps, clip, double_noise):
+    theirs = their_chain(DDPMScheduler, name, num_steps, clip, variance_type="fixed_small")
+    x, generator, passed = images(0, 3), torch.Generator().manual_seed(1), []
+    for t in theirs.timesteps:
+        x = theirs.step(fake(x, t), t, x, generator=generator).prev_sample
+        passed.append(x)
+    ours = []
+    generator = torch.Generator().manual_seed(1)
+    options = {"num_steps": num_steps, "clip": clip, "watch": ours.append}
+    assert_close(sample_ddpm(fake, images(0, 3), CHAINS[name], generator, **options), x, **EXACT)
+    assert [step.t for step in ours] == theirs.timesteps.tolist()
+    assert_close(torch.stack([step.x_prev for step in ours]), torch.stack(passed), **EXACT)
+
+
+@every_chain
+@every_length
+@every_clip
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_a_chain_of_ddim(name, num_steps, clip, eta, double_noise):
+    """Their option use_clipped_model_output is what ours always does: a clipped x0 has another noise to go with it."""
+    theirs = their_chain(DDIMScheduler, name, num_steps, clip)
+    assert theirs.timesteps.flip(0).equal(respace(CHAINS[name], num_steps)[0])
+    theirs.num_inference_steps = num_steps - 1 if num_steps < SHORT else num_steps  # SHORT // this is their stride
+    x, generator, passed = images(0, 3), torch.Generator().manual_seed(1), []
+    for t in theirs.timesteps:
+        options = {"eta": eta, "use_clipped_model_output": True, "generator": generator}
+        x = theirs.step(fake(x, t), t, x, **options).prev_sample
+        passed.append(x)
+    ours = []
+    generator = torch.Generator().manual_seed(1)
+    options = {"num_steps": num_steps, "clip": clip, "eta": eta, "watch": ours.append}
+    assert_close(sample_ddim(fake, images(0, 3), CHAINS[name], generator, **options), x, **EXACT)
+    assert_close(torch.stack([step.x_prev for step in ours]), torch.stack(passed), **EXACT)

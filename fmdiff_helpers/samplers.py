@@ -1,0 +1,147 @@
+"""The way back from noise to data: samplers, as pure functions of (model, x, schedule).
+
+`model(xt, t, y)` predicts the noise in xt (B, ...) at step t (B,), and x is where the chain starts: noise from N(0, I).
+Fewer steps than the schedule has are spread evenly over it, both ends included. `clip` keeps the predicted x0 where
+data are: 1 for pixels, more for latents, math.inf for no clip. `watch` is called with each `Step`, on the way.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from fmdiff_helpers.diffusion import at, eps_from_x0, posterior, x0_from_eps
+from fmdiff_helpers.schedules import Schedule
+
+
+class Step(NamedTuple):
+    """What one step of a sampler saw and did; images are (B, ...).
+
+    `x0_hat` is clipped, `eps_hat` as the network gave it, and `noise` what was added at the end to reach `x_prev`.
+    """
+
+    t: int
+    xt: Tensor
+    x0_hat: Tensor
+    eps_hat: Tensor
+    noise: Tensor
+    x_prev: Tensor
+
+
+def respace(schedule: Schedule, num_steps: int | None = None) -> tuple[Tensor, Schedule]:
+    """Choose `num_steps` steps from 0 to T - 1, both included, and return them (K,) with the schedule of that chain.
+
+    alpha_bar stays what it was at the chosen steps; beta follows from it. None chooses all. (Nichol & Dhariwal 2021,
+    section 4)
+    """
+    num_steps = schedule.T if num_steps is None else num_steps
+    if not isinstance(num_steps, int) or not 1 <= num_steps <= schedule.T:
+        raise ValueError(f"num_steps is {num_steps!r}; expected 1 to T = {schedule.T}")
+    device = schedule.beta.device
+    steps = torch.linspace(schedule.T - 1, 0, num_steps, device=device).round().long().flip(0)
+    alpha_bar = schedule.alpha_bar[steps]
+    alpha_bar_prev = torch.cat([torch.ones_like(alpha_bar[:1]), alpha_bar[:-1]])
+    return steps, Schedule(1 - alpha_bar / alpha_bar_prev).to(device)
+
+
+@torch.no_grad()
+def sample_ddpm(
+    model: Callable,
+    x: Tensor,
+    schedule: Schedule,
+    generator: torch.Generator | None = None,
+    num_steps: int | None = None,
+    y: Tensor | None = None,
+    clip: float = 1.0,
+    watch: Callable[[Step], None] | None = None,
+    progress: bool = False,
+) -> Tensor:
+    """Walk from noise x (B, ...) to samples, each step a draw from the posterior of the clipped x0_hat.
+
+    (Ho et al. 2020, algorithm 2, with the variance of eq. 7) Built in lesson 03.
+    """
+    steps, chain = respace(schedule, num_steps)
+    for k in tqdm(reversed(range(chain.T)), total=chain.T, leave=False, disable=not progress):
+        index = torch.full(x.shape[:1], k, device=x.device)
+        eps_hat = model(x, steps[index], y)
+        x0_hat = x0_from_eps(x, index, eps_hat, chain).clamp(-clip, clip)
+        mean, variance = posterior(x0_hat, x, index, chain)  # at k = 0 the variance is 0: no noise at the end
+        noise = variance.sqrt() * torch.randn(x.shape, generator=generator, device=x.device)
+        x_prev = mean + noise
+        if watch:
+            watch(Step(int(steps[k]), x, x0_hat, eps_hat, noise, x_prev))
+        x = x_prev
+    return x
+
+
+@torch.no_grad()
+def sample_ddim(
+    model: Callable,
+    x: Tensor,
+    schedule: Schedule,
+    generator: torch.Generator | None = None,
+    num_steps: int | None = None,
+    y: Tensor | None = None,
+    clip: float = 1.0,
+    eta: float = 0.0,
+    watch: Callable[[Step], None] | None = None,
+    progress: bool = False,
+) -> Tensor:
+    """Walk from noise x (B, ...) to samples along DDIM's path: eta = 0 adds no noise, eta = 1 as much as DDPM.
+
+    The noise that steers a step is the one that the clipped x0_hat implies. (Song et al. 2021, eqs. 12 and 16)
+    """
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta is {eta!r}; expected 0 (deterministic) to 1 (as random as DDPM)")
+    steps, chain = respace(schedule, num_steps)
+    variance = eta**2 * chain.beta * (1 - chain.alpha_bar_prev) / (1 - chain.alpha_bar)
+    towards_noise = (1 - chain.alpha_bar_prev - variance).sqrt()
+    for k in tqdm(reversed(range(chain.T)), total=chain.T, leave=False, disable=not progress):
+        index = torch.full(x.shape[:1], k, device=x.device)
+        eps_hat = model(x, steps[index], y)
+        x0_hat = x0_from_eps(x, index, eps_hat, chain).clamp(-clip, clip)
+        direction = eps_from_x0(x, index, x0_hat, chain)
+        noise = at(variance.sqrt(), index, x) * torch.randn(x.shape, generator=generator, device=x.device)
+        x_prev = at(chain.alpha_bar_prev.sqrt(), index, x) * x0_hat + at(towards_noise, index, x) * direction + noise
+        if watch:
+            watch(Step(int(steps[k]), x, x0_hat, eps_hat, noise, x_prev))
+        x = x_prev
+    return x
+
+
+def in_batches(sample: Callable[[Tensor], Tensor], x: Tensor, batch_size: int = 500) -> Tensor:
+    """Apply `sample` to x (N, ...) in batches, smaller ones where the device's memory is not enough; show progress."""
+    samples, done = [], 0
+    with tqdm(total=len(x), unit="image", leave=False, disable=len(x) <= batch_size) as bar:
+        while done < len(x):
+            try:
+                samples.append(sample(x[done : done + batch_size]))
+            except torch.OutOfMemoryError:
+                if batch_size == 1:
+                    raise
+                batch_size //= 2
+                continue
+            done += len(samples[-1])
+            bar.update(len(samples[-1]))
+    return torch.cat(samples)
+
+
+def generate(
+    model: Callable,
+    schedule: Schedule,
+    n: int,
+    seed: int = 0,
+    num_steps: int | None = None,
+    watch: Callable[[Step], None] | None = None,
+) -> Tensor:
+    """Draw n images (n, 1, 28, 28) by DDPM with all steps, or by DDIM with fewer; the same seed gives the same images.
+
+    `watch` sees the steps of each batch of 500 images, one batch after the other.
+    """
+    generator = torch.Generator(schedule.beta.device).manual_seed(seed)
+    x = torch.randn((n, 1, 28, 28), generator=generator, device=generator.device)
+    sampler = sample_ddpm if num_steps in (None, schedule.T) else sample_ddim
+    options = {"num_steps": num_steps, "watch": watch, "progress": n <= 500}
+    return in_batches(lambda part: sampler(model, part, schedule, generator, **options), x)

@@ -1,0 +1,544 @@
+"""The claims of fmdiff_helpers.samplers: where DDPM and DDIM end, what a step is, and what seeds and batches change.
+
+Where data are Gaussian the best model is known, and with it the distribution that a chain of any length ends in. A
+claim about random draws is tested at 5 standard errors, and the draws are always the same.
+"""
+
+import math
+import re
+from functools import partial
+from itertools import pairwise
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from fmdiff_helpers.diffusion import add_noise, eps_from_x0, posterior
+from fmdiff_helpers.samplers import generate, in_batches, respace, sample_ddim, sample_ddpm
+from fmdiff_helpers.schedules import Schedule, cosine_beta, rescaled_linear_beta
+
+# Four steps far apart, and not in order, so that a step taken for its neighbour is seen at once.
+UNEVEN = Schedule(torch.tensor([0.1, 0.4, 0.2, 0.6], dtype=torch.float64))
+COSINE = Schedule(cosine_beta(50))
+LINEAR = Schedule(rescaled_linear_beta(50))
+SAMPLERS = {
+    "ddpm": sample_ddpm,
+    "ddim": sample_ddim,
+    "ddim eta 0.5": partial(sample_ddim, eta=0.5),
+    "ddim eta 1": partial(sample_ddim, eta=1.0),
+}
+RANDOM = ["ddpm", "ddim eta 0.5", "ddim eta 1"]
+ETAS = {"ddpm": 1.0, "ddim": 0.0, "ddim eta 0.5": 0.5, "ddim eta 1": 1.0}  # DDPM adds as much noise as DDIM at eta = 1
+DRAWS = 4000
+CLOSE = {"rtol": 1e-9, "atol": 1e-9}  # float64 round-off after 50 steps
+
+every_sampler = pytest.mark.parametrize("name", SAMPLERS)
+every_random_sampler = pytest.mark.parametrize("name", RANDOM)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=seeded(seed), dtype=torch.float64)
+
+
+def guess(xt, t, y):
+    """A model that is wrong: no data have it as their best, but it depends on every pixel and on t."""
+    return torch.tanh(xt + 0.1 * t.reshape(-1, *[1] * (xt.ndim - 1)))
+
+
+def knows(x0, schedule):
+    """Return the model that is never wrong, because it knows x0."""
+    return lambda xt, t, y: eps_from_x0(xt, t, x0, schedule)
+
+
+def walk(name, schedule, x, model=guess, **options):
+    """Return the samples and all steps on the way."""
+    steps = []
+    options = {"generator": seeded(), "watch": steps.append} | options
+    return SAMPLERS[name](model, x, schedule, **options), steps
+
+
+def check_moments(x, mean, variance):
+    """Compare each column of x with a normal distribution, at 5 standard errors of the mean and of the variance."""
+    mean, variance = torch.as_tensor(mean, dtype=x.dtype), torch.as_tensor(variance, dtype=x.dtype)
+    mean_error, variance_error = (variance / len(x)).sqrt(), variance * math.sqrt(2 / len(x))
+    assert_close((x.mean(0) - mean) / mean_error, torch.zeros(x.shape[1:]).to(x), rtol=0, atol=5)
+    assert_close((x.var(0) - variance) / variance_error, torch.zeros(x.shape[1:]).to(x), rtol=0, atol=5)
+
+
+# Gaussian data: the best model is known
+
+MEAN, STD = torch.tensor([0.5, -1.0, 0.2]).double(), torch.tensor([0.3, 1.5, 0.05]).double()  # three kinds of pixel
+
+
+def best(schedule):
+    """Return the best model for data N(MEAN, STD^2): E[eps | xt]."""
+
+    def model(xt, t, y):
+        a, b = schedule.signal_scale[t, None], schedule.noise_scale[t, None]
+        return b * (xt - a * MEAN) / (a**2 * STD**2 + b**2)
+
+    return model
+
+
+def end_of_chain(schedule, num_steps, eta):
+    """Return mean and standard deviation of what the best model makes of N(0, 1), step by step in closed form.
+
+    d = xt - a MEAN, of variance a^2 STD^2 + b^2 = V were the chain exact, holds the noise b d / V and the signal
+    a STD^2 d / V; a step of DDIM (Song et al. 2021, eq. 12) weights both anew and adds noise of variance sigma^2.
+    """
+    alpha_bar = [1.0] + [schedule.alpha_bar[t].item() for t in respace(schedule, num_steps)[0]]
+    d, variance = -math.sqrt(alpha_bar[-1]) * MEAN, torch.ones(3).double()
+    for k in range(len(alpha_bar) - 1, 0, -1):
+        now, before = alpha_bar[k], alpha_bar[k - 1]
+        sigma2 = eta**2 * (1 - before) / (1 - now) * (1 - now / before)
+        noise, signal = math.sqrt(1 - now), math.sqrt(now) * STD**2
+        factor = (math.sqrt(before) * signal + math.sqrt(1 - before - sigma2) * noise) / (now * STD**2 + 1 - now)
+        d, variance = factor * d, factor**2 * variance + sigma2
+    return MEAN + d, variance.sqrt()
+
+
+def check_end(name, schedule, num_steps):
+    mean, std = end_of_chain(schedule, num_steps, ETAS[name])
+    x, options = normal(DRAWS, 3, seed=1), {"num_steps": num_steps, "clip": math.inf}
+    check_moments(SAMPLERS[name](best(schedule), x, schedule, seeded(), **options), mean, std**2)
+
+
+@every_sampler
+@pytest.mark.parametrize(
+    ("schedule", "num_steps"),
+    [(Schedule(cosine_beta(200)), None), (LINEAR, None), (LINEAR, 10), (COSINE, 7), (COSINE, 1), (UNEVEN, None)],
+    ids=["200 of 200", "linear 50 of 50", "linear 10 of 50", "cosine 7 of 50", "cosine 1 of 50", "uneven 4 of 4"],
+)
+def test_on_gaussian_data_a_chain_of_any_length_ends_as_computed_by_hand(name, schedule, num_steps):
+    check_end(name, schedule, num_steps)
+
+
+@pytest.mark.parametrize("name", ["ddpm", "ddim", "ddim eta 1"])
+def test_on_gaussian_data_a_thousand_steps_end_in_the_data(name):
+    """To 2 % of the standard deviation, for pixels that are not too sharp: the third would need more steps."""
+    schedule = Schedule(cosine_beta(1000))
+    mean, std = end_of_chain(schedule, None, ETAS[name])
+    assert_close((mean / STD)[:2], (MEAN / STD)[:2], rtol=0, atol=0.02)
+    assert_close(std[:2], STD[:2], rtol=0.02, atol=0)
+    check_end(name, schedule, None)
+
+
+# A model that is never wrong
+
+
+@every_sampler
+@pytest.mark.parametrize("num_steps", [None, 1, 2, 7, 49])
+def test_a_model_that_knows_x0_leads_to_x0_from_any_start(name, num_steps):
+    x0 = normal(3, 1, 4, 4).tanh()
+    samples, steps = walk(name, COSINE, normal(3, 1, 4, 4, seed=1), knows(x0, COSINE), num_steps=num_steps)
+    assert len(steps) == (num_steps or 50)
+    assert_close(samples, x0, **CLOSE)
+
+
+@pytest.mark.parametrize("num_steps", [None, 2, 7, 49])
+def test_ddim_with_a_model_that_knows_x0_keeps_the_noise_it_starts_from(num_steps):
+    x0, eps = normal(3, 1, 4, 4).tanh(), normal(3, 1, 4, 4, seed=1)
+    start = add_noise(x0, torch.full((3,), 49), eps, LINEAR)
+    _, steps = walk("ddim", LINEAR, start, knows(x0, LINEAR), num_steps=num_steps)
+    for step in steps:
+        assert_close(step.xt, add_noise(x0, torch.full((3,), step.t), eps, LINEAR), **CLOSE)
+
+
+@every_sampler
+def test_with_a_model_that_knows_x0_every_sampler_passes_through_q_of_xt_given_x0(name):
+    """That is how DDIM's paths are made: all of them have the same mean and variance at each t, whatever eta."""
+    x0 = torch.tensor([-0.9, -0.3, 0.8], dtype=torch.float64).expand(DRAWS, 3)
+    start = add_noise(x0, torch.full((DRAWS,), 3), normal(DRAWS, 3, seed=1), UNEVEN)
+    _, steps = walk(name, UNEVEN, start, knows(x0, UNEVEN))
+    for step in steps[1:]:
+        alpha_bar = math.prod(1 - beta for beta in UNEVEN.beta[: step.t + 1].tolist())
+        check_moments(step.xt, math.sqrt(alpha_bar) * x0[0], 1 - alpha_bar)
+
+
+# DDIM and DDPM
+
+
+@pytest.mark.parametrize("num_steps", [None, 1, 2, 7, 30])
+@pytest.mark.parametrize("clip", [1.0, math.inf])
+@pytest.mark.parametrize("schedule", [COSINE, LINEAR], ids=["cosine", "linear"])
+def test_ddim_at_eta_1_is_ddpm_given_the_same_noise(schedule, clip, num_steps):
+    x = normal(3, 1, 4, 4)
+    ddpm, steps = walk("ddpm", schedule, x, num_steps=num_steps, clip=clip)
+    ddim, same = walk("ddim eta 1", schedule, x, num_steps=num_steps, clip=clip)
+    assert_close(ddim, ddpm, **CLOSE)
+    for one, other in zip(steps, same, strict=True):
+        assert one.t == other.t
+        for a, b in zip(one[1:], other[1:], strict=True):
+            assert_close(a, b, **CLOSE)
+
+
+def test_ddim_at_eta_0_adds_no_noise_and_its_noise_grows_in_proportion_to_eta():
+    x = normal(2, 1, 4, 4)
+    half, whole = (SAMPLERS["ddim"](guess, x, LINEAR, seeded(), eta=eta, clip=1e-3) for eta in (0.5, 1.0))
+    assert not half.equal(whole)
+    noises = [walk(name, LINEAR, x)[1][0].noise for name in ("ddim", "ddim eta 0.5", "ddim eta 1")]
+    assert_close(noises[0], torch.zeros_like(x), rtol=0, atol=0)
+    assert_close(noises[1], 0.5 * noises[2], **CLOSE)
+
+
+def test_ddim_at_eta_0_needs_no_generator_and_is_deterministic():
+    x = normal(2, 1, 4, 4)
+    assert_close(sample_ddim(guess, x, COSINE, seeded(1)), sample_ddim(guess, x, COSINE), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("eta", [-0.1, 1.1, math.nan])
+def test_an_eta_outside_0_to_1_is_refused_by_value(eta):
+    with pytest.raises(ValueError, match=f"^eta is {eta}; expected 0"):
+        sample_ddim(guess, normal(1, 1, 4, 4), COSINE, eta=eta)
+
+
+# Fewer steps
+
+
+@pytest.mark.parametrize("T", [50, 200, 1000])
+def test_chosen_steps_are_evenly_spread_and_include_both_ends(T):
+    schedule = Schedule(cosine_beta(T))
+    for num_steps in range(2, min(T, 60) + 1):
+        steps, chain = respace(schedule, num_steps)
+        assert steps.dtype == torch.int64
+        assert len(steps) == chain.T == num_steps
+        assert (steps[0], steps[-1]) == (0, T - 1)
+        even = torch.arange(num_steps).double() * (T - 1) / (num_steps - 1)
+        assert_close(steps.double(), even, rtol=0, atol=0.5)  # as even as whole numbers can be: rounded
+        assert (steps.diff() > 0).all()
+
+
+def test_one_step_is_the_noisiest():
+    steps, chain = respace(COSINE, 1)
+    assert steps.tolist() == [49]
+    assert_close(chain.alpha_bar, COSINE.alpha_bar[-1:], **CLOSE)
+
+
+@pytest.mark.parametrize("schedule", [COSINE, LINEAR, UNEVEN], ids=["cosine", "linear", "uneven"])
+def test_alpha_bar_stays_at_the_chosen_steps(schedule):
+    for num_steps in range(1, schedule.T + 1):
+        steps, chain = respace(schedule, num_steps)
+        assert_close(chain.alpha_bar, schedule.alpha_bar[steps], rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("num_steps", [None, 50])
+def test_all_steps_are_the_schedule_itself(num_steps):
+    steps, chain = respace(COSINE, num_steps)
+    assert steps.tolist() == list(range(50))
+    for table in ("beta", "alpha", "alpha_bar", "alpha_bar_prev", "signal_scale", "noise_scale", "log_snr"):
+        assert_close(getattr(chain, table), getattr(COSINE, table), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("num_steps", [0, -1, 51, 2.0, "10"])
+def test_a_number_of_steps_that_the_schedule_does_not_have_is_refused_by_value(num_steps):
+    found = re.escape(f"num_steps is {num_steps!r}; expected 1 to T = 50")
+    for refuses in (respace, *(partial(sampler, guess, normal(1, 1, 4, 4)) for sampler in SAMPLERS.values())):
+        with pytest.raises(ValueError, match=f"^{found}"):
+            refuses(COSINE, num_steps=num_steps)
+
+
+@every_sampler
+@pytest.mark.parametrize("num_steps", [None, 5])
+def test_the_model_is_told_the_step_of_the_schedule_that_it_was_trained_on(name, num_steps):
+    told = []
+
+    def model(xt, t, y):
+        told.append(t)
+        return guess(xt, t, y)
+
+    walk(name, COSINE, normal(3, 1, 4, 4), model, num_steps=num_steps)
+    assert [t.tolist() for t in told] == [[t] * 3 for t in respace(COSINE, num_steps)[0].flip(0).tolist()]
+    assert all(t.dtype == torch.int64 for t in told)
+
+
+# What a step is
+
+
+@every_sampler
+@pytest.mark.parametrize("num_steps", [None, 7])
+def test_watched_steps_count_down_from_the_start_to_the_sample(name, num_steps):
+    x = normal(3, 1, 4, 4)
+    samples, steps = walk(name, COSINE, x, num_steps=num_steps)
+    assert [step.t for step in steps] == respace(COSINE, num_steps)[0].flip(0).tolist()
+    assert steps[0].xt.equal(x)
+    assert steps[-1].x_prev.equal(samples)
+    for step, following in pairwise(steps):
+        assert following.xt.equal(step.x_prev)
+
+
+@every_sampler
+def test_a_step_is_a_draw_around_the_mean_that_its_clipped_x0_implies(name):
+    """The mean of DDIM by hand from eq. 12, with eta in its sigma; that of DDPM is the posterior's."""
+    _, steps = walk(name, LINEAR, normal(3, 1, 4, 4), num_steps=7)
+    chosen, chain = respace(LINEAR, 7)
+    for k, step in zip(reversed(range(7)), steps, strict=True):
+        a, b = LINEAR.signal_scale[chosen[k]], LINEAR.noise_scale[chosen[k]]
+        assert_close(step.eps_hat, guess(step.xt, torch.full((3,), step.t), None), rtol=0, atol=0)
+        assert_close(step.x0_hat, ((step.xt - b * step.eps_hat) / a).clamp(-1, 1), **CLOSE)
+        mean, _ = posterior(step.x0_hat, step.xt, torch.full((3,), k), chain)
+        if name != "ddpm":
+            before = LINEAR.alpha_bar[chosen[k - 1]] if k else torch.tensor(1.0).double()
+            sigma = ETAS[name] * ((1 - before) / (1 - a**2) * (1 - a**2 / before)).sqrt()
+            eps = (step.xt - a * step.x0_hat) / b
+            mean = before.sqrt() * step.x0_hat + (1 - before - sigma**2).sqrt() * eps
+        assert_close(step.x_prev, mean + step.noise, **CLOSE)
+
+
+@every_random_sampler
+def test_noise_has_the_standard_deviation_of_the_posterior_times_eta(name):
+    _, steps = walk(name, UNEVEN, normal(DRAWS, 3))
+    for step in steps[:-1]:
+        t = torch.tensor([step.t])
+        _, variance = posterior(step.x0_hat[:1], step.xt[:1], t, UNEVEN)
+        check_moments(step.noise, torch.zeros(3), ETAS[name] ** 2 * variance.expand(3, 1)[:, 0])
+
+
+@every_random_sampler
+def test_noise_is_drawn_anew_at_each_step_and_for_each_pixel(name):
+    _, steps = walk(name, UNEVEN, normal(1, DRAWS, seed=1))
+    drawn = torch.cat([step.noise for step in steps[:-1]] + [steps[0].xt])
+    assert_close(torch.corrcoef(drawn), torch.eye(4).double(), rtol=0, atol=5 / math.sqrt(DRAWS))
+
+
+@every_sampler
+@pytest.mark.parametrize("num_steps", [None, 1, 7])
+def test_no_noise_is_added_at_the_last_step_whose_x0_is_the_sample(name, num_steps):
+    samples, steps = walk(name, COSINE, normal(3, 1, 4, 4), num_steps=num_steps)
+    assert_close(steps[-1].noise, torch.zeros(3, 1, 4, 4).double(), rtol=0, atol=0)
+    assert_close(samples, steps[-1].x0_hat, **CLOSE)
+
+
+@every_sampler
+def test_clip_keeps_the_predicted_x0_in_its_range_and_changes_the_samples(name):
+    x, results = normal(3, 1, 4, 4), []
+    for clip in (0.5, 1.0, 3.0, math.inf):
+        samples, steps = walk(name, COSINE, x, clip=clip)
+        assert max(step.x0_hat.abs().max() for step in steps) == min(clip, max(s.x0_hat.abs().max() for s in steps))
+        assert samples.abs().max() <= clip
+        results.append(samples)
+    for i, one in enumerate(results):
+        assert not any(torch.allclose(one, other, atol=0.01) for other in results[:i])
+    default, _ = walk(name, COSINE, x)
+    assert default.equal(results[1])  # 1, where pixels are
+
+
+@every_sampler
+def test_an_unclipped_x0_is_what_the_noise_implies(name):
+    _, steps = walk(name, LINEAR, normal(3, 1, 4, 4), clip=math.inf)
+    for step in steps:
+        assert_close(add_noise(step.x0_hat, torch.full((3,), step.t), step.eps_hat, LINEAR), step.xt, **CLOSE)
+
+
+@every_sampler
+@pytest.mark.parametrize("shape", [(3, 1, 28, 28), (2, 4, 7, 7), (5, 2), (1, 1, 1, 1)])
+def test_any_shape_of_image_works_and_the_start_is_left_alone(name, shape):
+    for dtype in (torch.float32, torch.float64):
+        x = normal(*shape).to(dtype)
+        kept = x.clone()
+        samples = SAMPLERS[name](guess, x, UNEVEN, seeded())
+        assert (samples.shape, samples.dtype) == (shape, dtype)
+        assert x.equal(kept)
+
+
+@every_sampler
+def test_each_image_is_sampled_on_its_own(name):
+    """With a model that knows what to draw, a picture in the middle of a batch is the picture alone."""
+    x, x0 = normal(3, 1, 4, 4), normal(3, 1, 4, 4, seed=1).tanh()
+    _, steps = walk(name, COSINE, x, knows(x0, COSINE))
+    alone = normal(3, 1, 4, 4)[1:2]
+    for step in steps:
+        known = knows(x0[1:2], COSINE)(alone, torch.tensor([step.t]), None)
+        assert_close(step.eps_hat[1:2], known, **CLOSE)
+        alone = step.x_prev[1:2]
+
+
+# Randomness, labels, gradients
+
+
+@every_random_sampler
+def test_the_same_seed_gives_the_same_images_and_another_seed_others(name):
+    x = normal(2, 1, 4, 4)
+    one, same, other = (SAMPLERS[name](guess, x, UNEVEN, seeded(seed)) for seed in (3, 3, 4))
+    assert one.equal(same)
+    assert not torch.allclose(one, other, atol=0.01)
+
+
+@every_sampler
+def test_global_random_numbers_are_left_alone(name):
+    before = torch.get_rng_state()
+    SAMPLERS[name](guess, normal(2, 1, 4, 4), UNEVEN, seeded())
+    generate(guess, UNEVEN, 501, num_steps=None if name == "ddpm" else 2)
+    assert torch.get_rng_state().equal(before)
+
+
+@every_sampler
+def test_labels_reach_the_model_at_every_step(name):
+    seen, y = [], torch.tensor([4, 2])
+
+    def model(xt, t, y):
+        seen.append(y)
+        return guess(xt, t, y)
+
+    SAMPLERS[name](model, normal(2, 1, 4, 4), UNEVEN, seeded(), y=y)
+    SAMPLERS[name](model, normal(2, 1, 4, 4), UNEVEN, seeded())
+    assert all(label is y for label in seen[:4])
+    assert seen[4:] == [None] * 4
+
+
+@every_sampler
+def test_samples_carry_no_gradient(name):
+    weight = torch.ones(1, requires_grad=True).double()
+    samples, steps = walk(name, UNEVEN, normal(2, 1, 4, 4), lambda xt, t, y: weight * guess(xt, t, y))
+    assert not samples.requires_grad
+    assert not any(image.requires_grad for step in steps for image in step[1:])
+    assert torch.is_grad_enabled()
+
+
+@every_sampler
+def test_progress_is_shown_only_if_asked_for(name, capsys):
+    SAMPLERS[name](guess, normal(2, 1, 4, 4), UNEVEN, seeded())
+    assert capsys.readouterr().err == ""
+    SAMPLERS[name](guess, normal(2, 1, 4, 4), UNEVEN, seeded(), progress=True)
+    assert "/4 [" in capsys.readouterr().err
+
+
+# Batches
+
+
+def double(x):
+    return torch.stack([x, -2 * x], dim=1)
+
+
+def batches(sample=double, limit: int = 10**9, error: type[Exception] = torch.OutOfMemoryError):
+    """Return `sample`, but without memory for more than `limit` images, and a list that will hold its batch sizes."""
+    sizes = []
+
+    def limited(x):
+        sizes.append(len(x))
+        assert len(sizes) < 100, f"no end to the batches: {sizes}"
+        if len(x) > limit:
+            raise error(f"no memory for {len(x)}")
+        return sample(x)
+
+    return limited, sizes
+
+
+@pytest.mark.parametrize(
+    ("n", "batch_size", "expected"),
+    [(7, 3, [3, 3, 1]), (6, 3, [3, 3]), (3, 3, [3]), (2, 3, [2]), (1, 1, [1]), (3, 1, [1, 1, 1])],
+)
+def test_batches_together_are_all_images_in_order(n, batch_size, expected):
+    (sample, sizes), x = batches(), torch.arange(n) + 1.0
+    assert in_batches(sample, x, batch_size).equal(double(x))
+    assert sizes == expected
+
+
+def test_a_batch_is_500_images_if_nothing_else_is_said():
+    sample, sizes = batches()
+    assert in_batches(sample, torch.arange(1001.0)).shape == (1001, 2)
+    assert sizes == [500, 500, 1]
+
+
+def test_a_deterministic_sampler_draws_the_same_images_in_batches():
+    x = normal(7, 1, 4, 4)
+    whole = sample_ddim(guess, x, COSINE, num_steps=5)
+    for batch_size in (1, 3, 7, 10):
+        sample, _ = batches(lambda part: sample_ddim(guess, part, COSINE, num_steps=5))
+        assert_close(in_batches(sample, x, batch_size), whole, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"), [(2, [8, 4, 2, 2, 2, 2, 2, 1]), (3, [8, 4, 2, 2, 2, 2, 2, 1]), (1, [8, 4, 2, *[1] * 11])]
+)
+def test_batches_are_halved_until_memory_is_enough_and_no_image_is_lost_or_doubled(limit, expected):
+    (sample, sizes), x = batches(limit=limit), torch.arange(11.0)
+    assert in_batches(sample, x, 8).equal(double(x))
+    assert sizes == expected
+
+
+def test_memory_that_runs_out_later_halves_only_what_is_left():
+    x, sizes = torch.arange(8.0), []
+
+    def sample(part):
+        sizes.append(len(part))
+        if part[0] > 0 and len(part) > 2:
+            raise torch.OutOfMemoryError("no memory")
+        return part + 1
+
+    assert in_batches(sample, x, 4).equal(x + 1)
+    assert sizes == [4, 4, 2, 2]
+
+
+def test_no_memory_for_a_single_image_is_an_error():
+    sample, sizes = batches(limit=0)
+    with pytest.raises(torch.OutOfMemoryError, match="no memory for 1"):
+        in_batches(sample, torch.arange(9.0), 4)
+    assert sizes == [4, 2, 1]
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory():
+    sample, sizes = batches(limit=0, error=RuntimeError)
+    with pytest.raises(RuntimeError, match="no memory for 4"):
+        in_batches(sample, torch.arange(9.0), 4)
+    assert sizes == [4]
+
+
+# Images from a seed
+
+
+def draw(n, schedule=COSINE, model=guess, **options):
+    """Return generated images and all steps on the way, and stop a chain that never ends."""
+    steps = []
+
+    def watch(step):
+        steps.append(step)
+        assert len(steps) <= 200, "no end to the chains"
+
+    return generate(model, schedule, n, watch=watch, **options), steps
+
+
+def test_a_seed_decides_all_images_and_another_seed_gives_others():
+    for num_steps in (None, 2):
+        one, same, other = (draw(3, UNEVEN, seed=seed, num_steps=num_steps)[0] for seed in (5, 5, 6))
+        assert (one.shape, one.dtype) == ((3, 1, 28, 28), torch.float32)
+        assert one.equal(same)
+        assert not torch.allclose(one, other, atol=0.01)
+        assert not torch.allclose(one[0], one[1], atol=0.01)
+    assert draw(3, UNEVEN, seed=0)[0].equal(draw(3, UNEVEN)[0])
+
+
+@pytest.mark.parametrize(("num_steps", "random"), [(None, True), (50, True), (49, False), (5, False), (1, False)])
+def test_all_steps_are_ddpm_and_fewer_are_ddim(num_steps, random):
+    images, steps = draw(2, num_steps=num_steps)
+    assert [step.t for step in steps] == respace(COSINE, num_steps)[0].flip(0).tolist()
+    assert all(bool((step.noise != 0).any()) is random for step in steps[:-1])
+    if not random:
+        assert images.equal(sample_ddim(guess, steps[0].xt, COSINE, num_steps=num_steps))
+    for k, step in zip(reversed(range(50)), steps, strict=False):
+        if random:
+            mean, variance = posterior(step.x0_hat, step.xt, torch.full((2,), k), COSINE)
+            assert_close(step.x_prev, mean + step.noise, rtol=1e-5, atol=1e-5)
+            assert_close(step.noise.std(), variance[0].sqrt().squeeze(), rtol=5 / math.sqrt(2 * 1568), atol=0)
+
+
+@pytest.mark.parametrize("n", [13, 501])
+def test_chains_start_from_unit_noise_that_is_not_added_again_later(n):
+    """Not even in part: the noise of the first step and that of the start are uncorrelated."""
+    _, steps = draw(n, UNEVEN)
+    start, noise = (image.double().flatten() for image in (steps[0].xt, steps[0].noise))
+    check_moments(start[:, None], 0, 1)
+    correlation = torch.corrcoef(torch.stack([start, noise]))[0, 1].item()
+    assert_close(correlation, 0.0, rtol=0, atol=5 / math.sqrt(len(start)))
+
+
+def test_more_than_500_images_come_in_batches_that_all_differ():
+    images, steps = draw(502, UNEVEN, num_steps=2)
+    assert [(step.t, len(step.xt)) for step in steps] == [(3, 500), (0, 500), (3, 2), (0, 2)]
+    assert images.equal(torch.cat([steps[1].x_prev, steps[3].x_prev]))
+    assert not torch.allclose(steps[0].xt[:2], steps[2].xt, atol=0.01)
+    _, steps = draw(502, UNEVEN)
+    assert not torch.allclose(steps[0].noise[:2], steps[4].noise, atol=0.01)
