@@ -1,0 +1,103 @@
+"""How the published networks are trained: the recipes behind `fmdiff train`, as cards to be filled in."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from accelerate import PartialState
+from torch import Tensor, nn
+
+from fmdiff_helpers import schedules
+from fmdiff_helpers.checkpoints import build
+from fmdiff_helpers.data import load_fashion_mnist, to_model
+from fmdiff_helpers.diffusion import draw_noise, simple_loss, validation_loss
+from fmdiff_helpers.train import train
+
+NUM_VALIDATION = 2000  # the last images of the training split; the test split is never trained on, nor chosen by
+
+# Name -> how the network is built and trained; by profile, for how many steps.
+CARDS = {
+    "unet": {
+        "network": "unet.UNet",
+        "arguments": {"width": 32, "mults": [1, 2], "patch": 2, "depth": 1, "block": "resnet", "num_classes": 0},
+        "schedule": {"beta": "cosine_beta", "T": 200},
+        "recipe": {"lr": 2e-3},
+    },
+    "classifier": {
+        "network": "classifier.Classifier",
+        "arguments": {"width": 32, "num_classes": 10},
+        "recipe": {"lr": 3e-3, "weight_decay": 0.05},
+    },
+}
+PROFILES = {
+    "unet": {"smoke": {"steps": 60, "every": 20}, "quick": {"steps": 2000}, "full": {"steps": 5000}},
+    "classifier": {"smoke": {"steps": 60, "every": 20}, "quick": {"steps": 1000}, "full": {"steps": 6000}},
+}
+
+
+def schedule_of(card: dict) -> schedules.Schedule:
+    """Return the noise schedule that a card names: {"beta": "cosine_beta", "T": 200}."""
+    return schedules.Schedule(getattr(schedules, card["schedule"]["beta"])(card["schedule"]["T"]))
+
+
+def draw_shifts(x0: Tensor, generator: torch.Generator) -> tuple[Tensor]:
+    """Draw by how much each image is moved down and right, -2 to 2 pixels, shape (B, 2)."""
+    return (torch.randint(-2, 3, (len(x0), 2), generator=generator, device=x0.device),)
+
+
+def shift(x0: Tensor, shifts: Tensor) -> Tensor:
+    """Move each image (B, 1, H, W) down and right by its `shifts` (B, 2), at most 2 pixels; black comes in."""
+    height, width = x0.shape[2:]
+    padded = F.pad(x0, (2, 2, 2, 2), value=-1.0)
+    rows = torch.arange(height, device=x0.device) + 2 - shifts[:, :1]
+    columns = torch.arange(width, device=x0.device) + 2 - shifts[:, 1:]
+    image = torch.arange(len(x0), device=x0.device)
+    return padded[image[:, None, None], 0, rows[:, :, None], columns[:, None, :]][:, None]
+
+
+def classifier_loss(model: Callable, x0: Tensor, y: Tensor, shifts: Tensor) -> Tensor:
+    """Return the cross entropy of each image (B,), the images moved by `shifts`."""
+    return F.cross_entropy(model(shift(x0, shifts)), y, reduction="none")
+
+
+def classifier_validation(model: nn.Module, x0: Tensor, y: Tensor) -> dict[str, float]:
+    """Return the mean cross entropy and the accuracy on images as they are."""
+    logits = model(x0)
+    return {"loss": F.cross_entropy(logits, y).item(), "accuracy": (logits.argmax(1) == y).double().mean().item()}
+
+
+def task(
+    card: dict, images: Tensor, labels: Tensor, device: torch.device
+) -> tuple[Callable, Callable, tuple, Callable]:
+    """Return what `train` takes for a card: loss, draw, the training data, and the validation on what is held out."""
+    data = images[:-NUM_VALIDATION], labels[:-NUM_VALIDATION]
+    x0, y = to_model(images[-NUM_VALIDATION:]).to(device), labels[-NUM_VALIDATION:].to(device)
+    if "schedule" not in card:
+        return classifier_loss, draw_shifts, data, partial(classifier_validation, x0=x0, y=y)
+    schedule = schedule_of(card).to(device)
+    y = y if card["arguments"]["num_classes"] else None
+
+    def loss(model: Callable, x0: Tensor, labels: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        return simple_loss(model, x0, None if y is None else labels, t, eps, schedule)
+
+    return loss, partial(draw_noise, schedule=schedule), data, partial(validation_loss, x0=x0, y=y, schedule=schedule)
+
+
+def train_network(
+    name: str,
+    folder: Path | str,
+    report: Callable[[list[dict]], None] = lambda history: None,
+    **changes: int,
+) -> tuple[nn.Module, list[dict]]:
+    """Train a network of `CARDS`, from scratch or where `folder` left off, and return it with its history.
+
+    `changes` replace entries of its recipe, steps=2000 for example. Errors are those of `train`.
+    """
+    card = CARDS[name] | {"recipe": CARDS[name]["recipe"] | PROFILES[name]["full"] | changes}
+    with torch.random.fork_rng(devices=[]):  # the same weights to start from; the caller's random numbers stay
+        torch.default_generator.manual_seed(card["recipe"].get("seed", 0))
+        model = build(card)
+    loss, draw, data, validate = task(card, *load_fashion_mnist("train"), PartialState().device)
+    return model, train(model, loss, draw, data, validate, folder, card, report)

@@ -1,0 +1,300 @@
+"""One training loop for every network: a CPU, one GPU or several, interrupted and resumed to the same numbers.
+
+A task is two functions. `draw(x0, generator)` returns all the randomness of a step as tensors (B, ...), and
+`loss_fn(model, x0, y, *drawn)` the loss of each image (B,). Drawn apart from the loss, the same randomness can be
+split over several processes, or fixed once for validation.
+"""
+
+import copy
+import math
+import platform
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, PartialState
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+from tqdm.auto import tqdm
+
+from fmdiff_helpers.checkpoints import load_pretrained, save_weights, write_atomically
+from fmdiff_helpers.data import to_model
+
+REPORT_EVERY = 50  # steps between two points of the loss curve
+# What a recipe says unless it says otherwise. `lr` is the highest learning rate, reached after `warmup` steps; the norm
+# of a gradient is at most `clip`; `every` is the number of steps between two validations and checkpoints.
+DEFAULTS = {
+    "batch_size": 128,
+    "lr": 2e-3,
+    "warmup": 100,
+    "weight_decay": 0.0,
+    "clip": 1.0,
+    "ema_decay": 0.999,
+    "every": 500,
+    "seed": 0,
+}
+
+
+def best_precision() -> str:
+    """Return the mixed precision that this machine does in hardware: "bf16", "fp16", or "no" on CPUs and mps."""
+    if not torch.cuda.is_available():
+        return "no"  # bf16 on a CPU without bf16 units is ten times slower than float32
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def device_name(device: torch.device) -> str:
+    """Name the hardware, for the card: the GPU's own name, or how many threads of which processor."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads, {platform.machine()}"
+
+
+def learning_rate(step: int, steps: int, warmup: int) -> float:
+    """Return the share of the full learning rate at a step: a linear rise over `warmup` steps, then half a cosine."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+class Run:
+    """The state of a training: everything that a checkpoint holds, and one method for each thing that happens to it.
+
+    `batch_size` counts the images of all processes together, so that a recipe means the same on every machine.
+    """
+
+    def __init__(self, model: nn.Module, loss_fn: Callable, draw: Callable, card: dict):
+        self.accelerator = Accelerator(mixed_precision=best_precision())
+        self.loss_fn, self.draw, self.card, self.recipe = loss_fn, draw, card, card["recipe"]
+        self.plain = model.to(self.accelerator.device, memory_format=torch.channels_last)
+        optimizer = torch.optim.AdamW(
+            model.parameters(), self.recipe["lr"], weight_decay=self.recipe["weight_decay"], fused=True
+        )
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        # Parameters only. Averaging buffers too would slowly corrupt the tables that some projects keep there.
+        self.ema = AveragedModel(self.plain, multi_avg_fn=self.average, use_buffers=False)
+        self.generator = torch.Generator(self.accelerator.device).manual_seed(self.recipe["seed"])
+        self.ema.eval()
+        self.step, self.epoch, self.seconds, self.history = 0, None, 0.0, []
+        self.remember()
+
+    def average(self, averaged: list[Tensor], current: list[Tensor], _: Tensor) -> None:
+        """Move the averaged parameters a little towards the current ones; faster at first, to forget the start."""
+        decay = min(self.recipe["ema_decay"], (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(averaged, current, 1 - decay)
+
+    def share(self, batch: Tensor) -> Tensor:
+        """Return this process's part of a batch."""
+        return batch.chunk(self.accelerator.num_processes)[self.accelerator.process_index]
+
+    def next_batch(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the images and labels of this step: each epoch is shuffled by its own number, so any can be redone."""
+        epoch, k = divmod(self.step, len(images) // self.recipe["batch_size"])
+        if epoch != self.epoch:
+            shuffle = torch.Generator().manual_seed(1000 * self.recipe["seed"] + epoch)
+            self.epoch, self.order = epoch, torch.randperm(len(images), generator=shuffle).to(images.device)
+        index = self.order[k * self.recipe["batch_size"] :][: self.recipe["batch_size"]]
+        return to_model(images[index]), labels[index]
+
+    def train_step(self, x0: Tensor, y: Tensor) -> Tensor:
+        """Take one step down the loss of a batch; return the loss, still on the device."""
+        drawn = self.draw(x0, self.generator)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe["lr"] * learning_rate(self.step, self.recipe["steps"], self.recipe["warmup"])
+        self.optimizer.zero_grad()
+        loss = self.loss_fn(self.model, *map(self.share, (x0, y, *drawn))).mean()
+        self.accelerator.backward(loss)
+        self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe["clip"])
+        self.optimizer.step()
+        self.step += 1
+        self.ema.update_parameters(self.plain)
+        return loss.detach()
+
+    def advance(self, images: Tensor, labels: Tensor, validate: Callable) -> dict:
+        """Take steps up to the next point of the loss curve and return it; FloatingPointError if it is not finite."""
+        start, every = time.monotonic(), self.recipe["every"]
+        first, total = self.step, 0.0
+        ends = (first - first % stride + stride for stride in (REPORT_EVERY, every))
+        end = min(*ends, self.recipe["steps"])
+        while self.step < end:
+            total += self.train_step(*self.next_batch(images, labels))
+        loss = self.accelerator.reduce(total, "mean").item() / (end - first)
+        if not (math.isfinite(loss) and all(p.isfinite().all() for p in self.plain.parameters())):
+            self.give_up(loss)
+        point = {"step": end, "loss": loss}
+        if end % every == 0 or end == self.recipe["steps"]:
+            with torch.no_grad(), self.accelerator.autocast():
+                point["validation"] = validate(self.ema.module)
+            if not math.isfinite(point["validation"]["loss"]):
+                self.give_up(point["validation"]["loss"])
+        self.seconds += time.monotonic() - start
+        self.history.append(point)
+        return point
+
+    def remember(self) -> None:
+        """Keep a copy of everything, to go back to if the next steps fail or are cut short."""
+        self.good = copy.deepcopy(self.state())
+
+    def give_up(self, loss: float) -> None:
+        """Go back to the last good weights and say so."""
+        failed = self.step
+        self.load_state(self.good)
+        raise FloatingPointError(
+            f"the loss was {loss:.3g} and the weights not all finite after step {failed}; the network has its weights "
+            f"of step {self.step} again. Lower lr, which is {self.recipe['lr']:g}, or look for a division by 0"
+        )
+
+    def state(self) -> dict:
+        """Return all that makes the next step what it would have been."""
+        return {
+            "card": self.card,
+            "step": self.step,
+            "seconds": self.seconds,
+            "history": self.history,
+            "model": self.plain.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
+            "generator": self.generator.get_state(),
+            "rng": [torch.get_rng_state(), *torch.cuda.get_rng_state_all()],
+        }
+
+    def load_state(self, state: dict) -> None:
+        """Go on where `state` was taken."""
+        self.step, self.seconds, self.history = state["step"], state["seconds"], list(state["history"])
+        self.plain.load_state_dict(state["model"])
+        self.ema.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.accelerator.scaler:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.generator.set_state(state["generator"])
+        rng, *cuda = state["rng"]
+        torch.set_rng_state(rng)
+        torch.cuda.set_rng_state_all(cuda)
+
+
+def largest_batch(run: Run, x0: Tensor, y: Tensor) -> int:
+    """Halve the batch until its loss and gradient fit into memory; return how many images that is, 0 if none do."""
+    size = len(x0) // 2
+    while size:
+        try:
+            drawn = run.draw(x0[:size], run.generator)
+            run.loss_fn(run.plain, x0[:size], y[:size], *drawn).mean().backward()
+            return size
+        except torch.OutOfMemoryError:
+            size //= 2
+    return 0
+
+
+def check_recipe(recipe: dict, num_images: int) -> dict:
+    """Return the recipe with `DEFAULTS` filled in; ValueError names what makes no sense."""
+    if unknown := recipe.keys() - DEFAULTS.keys() - {"steps"}:
+        raise ValueError(f"the recipe has {sorted(unknown)}; expected steps and any of {', '.join(DEFAULTS)}")
+    recipe = DEFAULTS | recipe
+    for name in ("steps", "batch_size", "every"):
+        if not isinstance(recipe.get(name), int) or recipe[name] < 1:
+            raise ValueError(f"{name} is {recipe.get(name)!r}; expected a whole number of at least 1")
+    processes = PartialState().num_processes
+    if recipe["batch_size"] > num_images or recipe["batch_size"] % processes:
+        raise ValueError(
+            f"batch_size is {recipe['batch_size']}; expected at most the {num_images} images there are, "
+            f"and a multiple of the number of processes, {processes}"
+        )
+    return recipe
+
+
+def resume(run: Run, path: Path) -> None:
+    """Go on where the checkpoint at `path` was written; ValueError if it is another training's, or no checkpoint."""
+    try:
+        if broken := zipfile.ZipFile(path).testzip():  # torch.load does not look at the checksums
+            raise OSError(f"checksum of {broken}")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        there, now = ({**card, **card["recipe"]} for card in (state["card"], run.card))
+    except Exception as error:  # a damaged file ends in any of a dozen errors
+        raise ValueError(f"{path} is no checkpoint ({type(error).__name__}); delete it to start over") from None
+    differ = [key for key in {**now, **there} if key != "recipe" and there.get(key) != now.get(key)]
+    if differ:
+        changes = ", ".join(f"{key}: {there.get(key)} there, {now.get(key)} now" for key in differ)
+        raise ValueError(
+            f"{path} is another training ({changes}); name another folder, or delete the file to start over"
+        )
+    run.load_state(state)
+    run.remember()
+
+
+def keep_best(run: Run, folder: Path) -> None:
+    """Write the averaged weights if their validation loss is the lowest so far."""
+    history = [point for point in run.history if "validation" in point]
+    if history[-1]["validation"]["loss"] <= min(point["validation"]["loss"] for point in history):
+        results = {"device": device_name(run.accelerator.device), "seconds": round(run.seconds), "history": history}
+        save_weights(folder / "weights.safetensors", run.ema.module, run.card | results)
+
+
+def write_checkpoint(run: Run, folder: Path) -> None:
+    """Write all that it takes to go on."""
+    write_atomically(folder / "checkpoint.pt", lambda file: torch.save(run.state(), file))
+
+
+def train(
+    model: nn.Module,
+    loss_fn: Callable,
+    draw: Callable,
+    data: tuple[Tensor, Tensor],
+    validate: Callable[[nn.Module], dict],
+    folder: Path | str,
+    card: dict,
+    report: Callable[[list[dict]], None] = lambda history: None,
+) -> list[dict]:
+    """Train `model`, leave the best averaged weights in it and in `folder`, and return the history of the loss.
+
+    `data` are images uint8 (N, 1, 28, 28) and labels (N,); `card` names the network (see `checkpoints.build`) and its
+    "recipe": the steps and whatever differs from `DEFAULTS`. Each `every` steps `validate(model)` returns the
+    validation loss as {"loss": ..., ...}, the averaged weights are kept if it is the lowest so far, and a checkpoint is
+    written, from which the same call goes on. Ctrl-C, or stopping the cell, keeps what is done. `report` gets the
+    history whenever it grows.
+
+    ValueError for a recipe that makes no sense or a checkpoint of another one; FloatingPointError where the loss is
+    not finite; MemoryError, with the batch that fits, where the device has not enough.
+    """
+    folder = Path(folder)
+    recipe = check_recipe(card["recipe"], len(data[0]))
+    run = Run(model, loss_fn, draw, card | {"recipe": recipe})
+    if (folder / "checkpoint.pt").exists():
+        resume(run, folder / "checkpoint.pt")
+    images, labels = (values.to(run.accelerator.device) for values in data)
+    main = run.accelerator.is_main_process
+    was_training, out_of_memory = model.training, False
+    model.train()
+    try:
+        with tqdm(total=recipe["steps"], initial=run.step, unit="step", mininterval=0.5, disable=not main) as bar:
+            while run.step < recipe["steps"]:
+                point = run.advance(images, labels, validate)
+                if main and "validation" in point:
+                    keep_best(run, folder)
+                run.remember()  # once the best weights are written: a stop before that goes back to before the point
+                if main and "validation" in point:
+                    write_checkpoint(run, folder)
+                bar.set_postfix(loss=f"{point['loss']:.4f}", refresh=False)
+                bar.update(run.step - bar.n)
+                report(run.history)
+        run.accelerator.wait_for_everyone()
+        model.load_state_dict(load_pretrained(folder).state_dict())
+    except KeyboardInterrupt:
+        run.load_state(run.good)
+        if main:
+            write_checkpoint(run, folder)
+            print(f"Stopped at step {run.step} of {recipe['steps']}; do the same again to go on from there.")
+        model.load_state_dict(run.ema.module.state_dict())
+    except torch.OutOfMemoryError:
+        out_of_memory = True  # and out of here, because the error holds on to the memory of the failed step
+    finally:
+        model.train(was_training)
+        run.accelerator.unwrap_model(run.model, keep_fp32_wrapper=False)  # takes mixed precision out of the forward
+    if out_of_memory:
+        run.optimizer.zero_grad()
+        fits = largest_batch(run, *run.next_batch(images, labels))
+        advice = f"batch_size={fits} does" if fits else "nor does a single one"
+        place = f"the memory of {run.accelerator.device}"
+        raise MemoryError(f"a batch of {recipe['batch_size']} images does not fit into {place}; {advice}")
+    return run.history

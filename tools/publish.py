@@ -1,0 +1,31 @@
+"""Publish the weights that a training wrote: copy them to data/weights, with a card that says what they measured.
+
+fmdiff evaluate runs/unet --json > measures.json
+python tools/publish.py runs/unet unet "fmdiff train unet" measures.json
+"""
+
+import json
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from fmdiff_helpers.checkpoints import PUBLISHED, load_pretrained, read_card, save_weights
+
+
+def publish(folder: str, name: str, command: str, measures: str) -> Path:
+    """Write data/weights/NAME.safetensors and its card; the command is the one that trained the network."""
+    about = {"command": command, "data": "Fashion-MNIST, training split", "version": version("fmdiff-helpers")}
+    card = read_card(folder) | about | {"torch": torch.__version__.split("+")[0]}
+    card["measures"] = json.loads(Path(measures).read_text(encoding="utf-8"))
+    path = PUBLISHED / f"{name}.safetensors"
+    save_weights(path, load_pretrained(folder), card)
+    return path
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 5:
+        raise SystemExit(__doc__)
+    path = publish(*sys.argv[1:])
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
