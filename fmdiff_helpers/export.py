@@ -1,0 +1,47 @@
+"""Samples as files: a picture, an animation of how they came about, or plain arrays."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import rearrange
+from PIL import Image
+from torch import Tensor
+
+from fmdiff_helpers.checkpoints import write_atomically
+
+KINDS = (".png", ".gif", ".webp", ".npz")
+
+
+def grid(images: Tensor, scale: int = 3) -> Image.Image:
+    """Lay uint8 images (N, 1, H, W) out in a square, or nearly, each pixel `scale` wide; what is missing is white."""
+    columns = int(np.ceil(len(images) ** 0.5))
+    rows = int(np.ceil(len(images) / columns))
+    padded = torch.nn.functional.pad(images.cpu(), (0, 1, 0, 1), value=255)
+    blank = padded.new_full((rows * columns - len(images), *padded.shape[1:]), 255)
+    picture = rearrange(torch.cat([padded, blank]), "(r c) 1 h w -> (r h) (c w)", c=columns)
+    return Image.fromarray(picture.numpy().repeat(scale, 0).repeat(scale, 1))
+
+
+def save_images(path: Path, images: Tensor, labels: Tensor | None = None) -> None:
+    """Write uint8 images (N, 1, H, W) as a .png grid, or a .npz with `images` (N, H, W) and any `labels` (N,)."""
+    if path.suffix == ".png":
+        write_atomically(path, lambda file: grid(images).save(file, format="png"))
+        return
+    arrays = {"images": images[:, 0].cpu().numpy()} | ({} if labels is None else {"labels": labels.cpu().numpy()})
+
+    def write(file: Path) -> None:
+        with file.open("wb") as opened:  # given a name, numpy would append .npz to it
+            np.savez_compressed(opened, **arrays)
+
+    write_atomically(path, write)
+
+
+def save_animation(path: Path, frames: Sequence[Tensor], milliseconds: int = 80) -> None:
+    """Write frames, each uint8 images (N, 1, H, W), as a .gif or .webp that loops and rests on the last frame."""
+    first, *rest = [grid(frame) for frame in frames]
+    durations = [milliseconds] * len(rest) + [2000]
+    options = {"save_all": True, "append_images": rest, "duration": durations, "loop": 0}
+    options |= {"lossless": True} if path.suffix == ".webp" else {}
+    write_atomically(path, lambda file: first.save(file, format=path.suffix[1:], **options))

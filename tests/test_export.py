@@ -1,0 +1,168 @@
+"""The claims of fmdiff_helpers.export: each pixel in its place, in files that are complete or not there."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fmdiff_helpers.export import grid, save_animation, save_images
+
+
+def draw(n: int, seed: int = 0, height: int = 28, width: int = 28) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (n, 1, height, width), generator=generator, dtype=torch.uint8)
+
+
+def pixels(picture: Image.Image) -> np.ndarray:
+    return np.asarray(picture.convert("L"))
+
+
+def read_frames(path: Path) -> tuple[list[np.ndarray], list[int], int]:
+    """Return an animation's frames, the milliseconds of each, and how often it is shown, 0 for without end."""
+    frames, durations = [], []
+    with Image.open(path) as animation:
+        for k in range(animation.n_frames):
+            animation.seek(k)
+            animation.load()
+            frames.append(pixels(animation))
+            durations.append(animation.info["duration"])
+        return frames, durations, animation.info["loop"]
+
+
+# grid
+
+
+@pytest.mark.parametrize(
+    "n, rows, columns",
+    [(1, 1, 1), (2, 1, 2), (4, 2, 2), (5, 2, 3), (9, 3, 3), (10, 3, 4), (12, 3, 4), (13, 4, 4), (100, 10, 10)],
+)
+@pytest.mark.parametrize("scale", [1, 2])
+def test_grid_puts_the_images_row_by_row_with_white_around(n, rows, columns, scale):
+    """Each image of 4x3 pixels has a white line at its right and at its foot; what no image fills is white."""
+    images = draw(n, height=4, width=3)
+    expected = np.full((rows * 5, columns * 4), 255, dtype=np.uint8)
+    for k, image in enumerate(images[:, 0].numpy()):
+        row, column = divmod(k, columns)
+        expected[row * 5 : row * 5 + 4, column * 4 : column * 4 + 3] = image
+    picture = grid(images, scale)
+    assert picture.mode == "L" and picture.size == (columns * 4 * scale, rows * 5 * scale)
+    for down in range(scale):
+        for right in range(scale):
+            np.testing.assert_array_equal(pixels(picture)[down::scale, right::scale], expected)
+
+
+def test_a_pixel_is_three_pixels_wide():
+    assert grid(draw(5)).size == (3 * 29 * 3, 2 * 29 * 3)
+
+
+# save_images
+
+
+def test_a_png_holds_the_pixels_of_the_grid(tmp_path):
+    images = draw(5)
+    save_images(tmp_path / "samples.png", images)
+    with Image.open(tmp_path / "samples.png") as picture:
+        assert picture.format == "PNG" and picture.mode == "L"
+        np.testing.assert_array_equal(pixels(picture), pixels(grid(images)))
+
+
+def test_an_npz_holds_the_images_as_they_are(tmp_path):
+    images = draw(5, height=28, width=20)
+    save_images(tmp_path / "samples.npz", images)
+    with np.load(tmp_path / "samples.npz") as arrays:
+        assert list(arrays) == ["images"]
+        assert arrays["images"].dtype == np.uint8 and arrays["images"].shape == (5, 28, 20)
+        np.testing.assert_array_equal(arrays["images"], images[:, 0].numpy())
+
+
+def test_an_npz_holds_the_labels_where_there_are_some(tmp_path):
+    save_images(tmp_path / "samples.npz", draw(3), torch.tensor([7, 0, 9]))
+    with np.load(tmp_path / "samples.npz") as arrays:
+        assert sorted(arrays) == ["images", "labels"] and arrays["labels"].tolist() == [7, 0, 9]
+
+
+def test_an_npz_of_plain_pictures_is_packed(tmp_path):
+    save_images(tmp_path / "black.npz", torch.zeros(100, 1, 28, 28, dtype=torch.uint8))
+    assert (tmp_path / "black.npz").stat().st_size < 100 * 28 * 28 / 10
+
+
+# save_animation
+
+
+@pytest.mark.parametrize("ending", [".gif", ".webp"])
+def test_an_animation_holds_each_frame_exactly_loops_and_rests_on_the_last(tmp_path, ending):
+    frames = [draw(5, seed) for seed in range(4)]
+    save_animation(tmp_path / f"steps{ending}", frames, milliseconds=120)
+    found, durations, loop = read_frames(tmp_path / f"steps{ending}")
+    assert len(found) == 4 and durations == [120, 120, 120, 2000] and loop == 0
+    for picture, frame in zip(found, frames, strict=True):
+        np.testing.assert_array_equal(picture, pixels(grid(frame)))
+
+
+@pytest.mark.parametrize("ending", [".gif", ".webp"])
+def test_an_animation_that_changes_in_places_keeps_the_rest(tmp_path, ending):
+    frames = [torch.zeros(9, 1, 28, 28, dtype=torch.uint8)]
+    for k in range(9):
+        frames.append(frames[-1].clone())
+        frames[-1][k] = draw(1, k)
+    save_animation(tmp_path / f"steps{ending}", frames)
+    found, durations, _ = read_frames(tmp_path / f"steps{ending}")
+    assert durations == [80] * 9 + [2000]
+    for picture, frame in zip(found, frames, strict=True):
+        np.testing.assert_array_equal(picture, pixels(grid(frame)))
+
+
+@pytest.mark.parametrize("ending, kind", [(".gif", "GIF"), (".webp", "WEBP")])
+def test_a_single_frame_is_an_animation_too(tmp_path, ending, kind):
+    save_animation(tmp_path / f"one{ending}", [draw(2)])
+    with Image.open(tmp_path / f"one{ending}") as picture:
+        assert picture.format == kind
+        np.testing.assert_array_equal(pixels(picture), pixels(grid(draw(2))))
+
+
+# All of them
+
+
+def save(path: Path, images: torch.Tensor) -> None:
+    if path.suffix in (".gif", ".webp"):
+        save_animation(path, [images, images.flip(0)])
+    else:
+        save_images(path, images)
+
+
+every_ending = pytest.mark.parametrize("ending", [".png", ".npz", ".gif", ".webp"])
+
+
+@every_ending
+def test_the_file_has_the_name_it_was_given_and_no_other_is_left(tmp_path, ending):
+    path = tmp_path / "new" / "folder" / f"samples of v1.5{ending}"
+    save(path, draw(3))
+    assert list(path.parent.iterdir()) == [path]
+
+
+@every_ending
+def test_another_file_takes_the_place_of_the_first(tmp_path, ending):
+    path, other = tmp_path / f"samples{ending}", tmp_path / f"other{ending}"
+    save(path, draw(9))
+    save(path, draw(3, seed=1))
+    save(other, draw(3, seed=1))
+    assert path.read_bytes() == other.read_bytes() and len(list(tmp_path.iterdir())) == 2
+
+
+@every_ending
+def test_a_write_that_fails_leaves_the_file_of_before_and_nothing_else(tmp_path, monkeypatch, ending):
+    def fail(self, file, *args, **kwargs):
+        with open(file, "wb") if isinstance(file, Path) else file as opened:
+            opened.write(b"half a fi")
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / f"samples{ending}"
+    save(path, draw(3))
+    before = path.read_bytes()
+    monkeypatch.setattr(Image.Image, "save", fail)
+    monkeypatch.setattr(np, "savez_compressed", lambda file, **arrays: fail(None, file))
+    with pytest.raises(OSError, match="No space left"):
+        save(path, draw(3, seed=1))
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]

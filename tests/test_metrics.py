@@ -1,0 +1,384 @@
+"""The claims of fmdiff_helpers.metrics: distances as their formulas have them, shares counted by hand, copies found.
+
+A claim about random draws is tested at 5 standard errors, and the draws are always the same. The judge of these tests
+is an untrained classifier, and its garments are drawn: what it says is compared with the same thing said otherwise.
+"""
+
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from fmdiff_helpers.data import to_model
+from fmdiff_helpers.metrics import (
+    Judge,
+    accuracy,
+    covered,
+    features,
+    frechet_distance,
+    kernel_distance,
+    mean_and_spread,
+    nearest,
+)
+from fmdiff_helpers.models.classifier import Classifier
+from fmdiff_helpers.standin import draw_garments
+
+CLOSE = {"rtol": 1e-9, "atol": 1e-9}  # float64 round-off, and what a square root of it costs
+NEARLY = 1.0  # grey value: what the round-off of float32 makes of a bright copy's distance, which is 0
+
+
+def normal(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def whitened(seed: int, n: int, d: int) -> torch.Tensor:
+    """Draw n points whose mean is exactly 0 and whose covariance is exactly the identity."""
+    x = normal(seed, n, d)
+    x = x - x.mean(0)
+    return torch.linalg.solve_triangular(torch.linalg.cholesky(torch.cov(x.T)), x.T, upper=False).T
+
+
+def column(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)[:, None]
+
+
+def check_mean(values: list[float], expected: float) -> None:
+    values = torch.tensor(values, dtype=torch.float64)
+    assert abs(values.mean() - expected) < 5 * values.std() / len(values) ** 0.5
+
+
+def make_classifier() -> Classifier:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Classifier(width=4).eval()
+
+
+@pytest.fixture(scope="module")
+def classifier() -> Classifier:
+    return make_classifier()
+
+
+@pytest.fixture(scope="module")
+def train_images() -> torch.Tensor:
+    return draw_garments(400, seed=0)[0]
+
+
+@pytest.fixture(scope="module")
+def test_images() -> torch.Tensor:
+    return draw_garments(200, seed=1)[0]
+
+
+@pytest.fixture(scope="module")
+def judge(classifier, train_images, test_images) -> Judge:
+    return Judge(classifier, train_images, test_images)
+
+
+# features
+
+
+def test_features_are_those_of_the_classifier_in_float64(classifier, test_images):
+    found = features(classifier, test_images)
+    assert found.shape == (200, 16) and found.dtype == torch.float64 and not found.requires_grad
+    with torch.no_grad():
+        assert_close(found, classifier.features(to_model(test_images)).double(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 200])
+def test_features_do_not_depend_on_the_batch_size(classifier, test_images, batch_size):
+    expected = features(classifier, test_images)
+    assert_close(features(classifier, test_images, batch_size), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_features_leave_the_classifier_in_the_mode_it_was(test_images, training):
+    classifier = make_classifier().train(training)
+    features(classifier, test_images)
+    assert {module.training for module in classifier.modules()} == {training}
+
+
+# accuracy
+
+
+def test_accuracy_is_the_share_of_images_whose_label_the_classifier_finds(classifier, test_images):
+    with torch.no_grad():
+        said = classifier(to_model(test_images)).argmax(1)
+    assert said.unique().numel() > 1
+    labels = torch.cat([said[:50], (said[50:] + 1) % 10])
+    assert accuracy(classifier, test_images, said) == 1 and accuracy(classifier, test_images, labels) == 0.25
+
+
+# frechet_distance
+
+
+def test_frechet_distance_of_equal_sets_is_0():
+    a = normal(0, 100, 5)
+    assert_close(frechet_distance(a, a.flip(0)), 0.0, **CLOSE)
+
+
+def test_frechet_distance_of_a_shifted_set_is_the_square_of_the_shift():
+    a, shift = normal(0, 100, 3), torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    assert_close(frechet_distance(a, a + shift), 5.25, **CLOSE)
+
+
+def test_frechet_distance_of_a_set_that_is_wider_by_a_factor():
+    """Covariance C against 9 C: (1 - 3)^2 trace(C)."""
+    a = normal(0, 100, 4)
+    a = a - a.mean(0)
+    assert_close(frechet_distance(a, 3 * a), 4 * torch.cov(a.T).trace().item(), **CLOSE)
+
+
+def test_frechet_distance_where_the_covariances_commute_is_that_of_the_widths():
+    """Both ellipsoids have the same axes, so that each axis adds the square of the difference of the widths."""
+    axes = torch.linalg.qr(normal(0, 4, 4)).Q
+    widths = torch.tensor([[1.0, 2.0, 3.0, 0.5], [2.0, 2.0, 0.1, 4.0]], dtype=torch.float64)
+    a, b = (whitened(seed, n, 4) * width @ axes for seed, n, width in ((1, 50, widths[0]), (2, 80, widths[1])))
+    assert_close(frechet_distance(a, b + 1), 4 + (widths[0] - widths[1]).square().sum().item(), **CLOSE)
+
+
+def test_frechet_distance_of_two_features_by_the_root_of_a_2x2_matrix():
+    """The root of a 2x2 matrix M has the trace sqrt(trace(M) + 2 sqrt(det(M))); these covariances do not commute."""
+    a = whitened(0, 30, 2) @ torch.tensor([[2.0, 1.0], [0.0, 1.0]], dtype=torch.float64)
+    b = whitened(1, 40, 2) @ torch.tensor([[0.5, 0.0], [-1.0, 3.0]], dtype=torch.float64)
+    cov_a, cov_b = torch.cov(a.T), torch.cov(b.T)
+    product = cov_a @ cov_b
+    assert not torch.allclose(product, product.T)
+    expected = cov_a.trace() + cov_b.trace() - 2 * (product.trace() + 2 * product.det().sqrt()).sqrt()
+    assert_close(frechet_distance(a, b), expected.item(), **CLOSE)
+
+
+def test_frechet_distance_is_symmetric():
+    a, b = normal(0, 60, 6), normal(1, 90, 6) @ normal(2, 6, 6) + 1
+    assert_close(frechet_distance(a, b), frechet_distance(b, a), **CLOSE)
+
+
+@pytest.mark.parametrize("mix", [torch.zeros(4, 2), torch.ones(4, 2), torch.arange(8.0).reshape(4, 2)])
+def test_frechet_distance_with_features_that_are_constant_or_follow_from_others(mix):
+    """Their covariance has eigenvalues of 0, which rounding makes negative: no root of those may be taken."""
+    mix = torch.cat([torch.eye(4), mix], dim=1).double()
+    a, b = whitened(0, 50, 4), 2 * whitened(1, 50, 4)
+    assert_close(frechet_distance(a @ mix, b @ mix), mix.square().sum().item(), rtol=1e-6, atol=1e-6)
+
+
+def test_frechet_distance_needs_more_images_than_features():
+    few, enough = normal(0, 5, 5), normal(1, 6, 5)
+    assert math.isfinite(frechet_distance(enough, enough))
+    for a, b, numbers in ((few, enough, "5 and 6"), (enough, few, "6 and 5")):
+        with pytest.raises(ValueError, match=f"there are {numbers} images; expected more than the 5 features"):
+            frechet_distance(a, b)
+
+
+# kernel_distance
+
+
+def test_kernel_distance_is_the_sum_over_all_pairs_of_different_images():
+    a, b = normal(0, 4, 3), normal(1, 5, 3) + 0.5
+
+    def mean_kernel(x, y, same):
+        pairs = [(i, j) for i in range(len(x)) for j in range(len(y)) if not (same and i == j)]
+        return sum((sum(p * q for p, q in zip(x[i], y[j], strict=True)) / 3 + 1) ** 3 for i, j in pairs) / len(pairs)
+
+    expected = mean_kernel(a, a, True) + mean_kernel(b, b, True) - 2 * mean_kernel(a, b, False)
+    assert_close(kernel_distance(a, b), expected.item(), **CLOSE)
+
+
+def test_kernel_distance_of_more_images_than_it_takes_at_once():
+    a, b = normal(0, 1001, 2), normal(1, 20, 2) + 1
+    within = [((x @ x.T / 2 + 1).pow(3).fill_diagonal_(0).sum() / (len(x) * (len(x) - 1))) for x in (a, b)]
+    assert_close(kernel_distance(a, b), (sum(within) - 2 * (a @ b.T / 2 + 1).pow(3).mean()).item(), **CLOSE)
+
+
+def test_kernel_distance_of_equal_sources_is_0_on_average():
+    check_mean([kernel_distance(normal(2 * k, 8, 3), normal(2 * k + 1, 12, 3)) for k in range(400)], 0)
+
+
+def test_kernel_distance_compares_the_first_three_moments():
+    """With one feature it is 3 d1^2 + 3 d2^2 + d3^2, of the moments' differences: 1, 1, 4 for N(0, 1) and N(1, 1)."""
+    check_mean([kernel_distance(normal(2 * k, 40, 1), normal(2 * k + 1, 60, 1) + 1) for k in range(400)], 22)
+
+
+# covered
+
+
+@pytest.mark.parametrize(
+    "k, inside, outside",
+    [
+        (1, (-0.9, 1.9, 8.1, 13.9), (-1.1, 2.1, 7.9, 14.1)),  # radii 1, 1, 2, 1, 1
+        (2, (-9.9, 15.9), (-10.1, 16.1)),  # radii 10, 9, 3, 2, 3
+        (3, (-11.9, 24.9), (-12.1, 25.1)),  # radii 12, 11, 9, 11, 12
+    ],
+)
+def test_a_ball_reaches_to_the_kth_neighbour_of_its_centre_not_counting_itself(k, inside, outside):
+    support = column(0, 1, 10, 12, 13)
+    assert [covered(column(x), support, k) for x in inside] == [1.0] * len(inside)
+    assert [covered(column(x), support, k) for x in outside] == [0.0] * len(outside)
+    assert covered(column(*inside, *outside), support, k) == len(inside) / (len(inside) + len(outside))
+
+
+def test_a_ball_holds_its_border():
+    assert covered(column(-1, 2, 3), column(0, 1), k=1) == pytest.approx(2 / 3)
+
+
+def test_a_ball_reaches_to_the_third_neighbour_unless_k_says_otherwise():
+    """The support is the corners of two unit squares, far apart; all radii are the diagonal, 1.414."""
+    square = torch.tensor([[0.0, 0], [1, 0], [0, 1], [1, 1]])
+    support = torch.cat([square, square + 10])
+    points = torch.tensor([[0.5, 0.5], [2.41, 1], [11, 12.41], [2.42, 1], [5, 5], [11, 12.42], [0, 10], [-1.1, -1.1]])
+    assert covered(points, support) == 3 / 8
+
+
+def test_covered_goes_over_more_points_than_it_takes_at_once():
+    """Three far clusters of support; the points of the first two lie in it, those of the third between."""
+    support = torch.cat([normal(k, 700, 2) + 100 * k for k in range(3)])
+    points = torch.cat([support[:1400], normal(3, 700, 2) + 50])
+    assert covered(points, support) == pytest.approx(2 / 3)
+    assert covered(points.flip(0), support.flip(0)) == pytest.approx(2 / 3)
+
+
+def test_covered_agrees_with_all_distances_in_float64():
+    points, support = normal(0, 300, 6) * 1.5, normal(1, 200, 6)
+    radius = (support[:, None] - support).norm(dim=2).sort(dim=1).values[:, 3]
+    expected = ((points[:, None] - support).norm(dim=2) <= radius).any(dim=1).double().mean().item()
+    assert 0.2 < expected < 0.8 and covered(points, support) == pytest.approx(expected, abs=1 / 300)
+
+
+# nearest
+
+
+def grey(*values: int) -> torch.Tensor:
+    """Return images of 2x3 pixels, each of one grey value."""
+    return torch.tensor(values, dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 2, 3).contiguous()
+
+
+def test_the_nearest_image_by_hand():
+    distance, index = nearest(grey(110, 0, 255, 140, 160), grey(200, 0, 100))
+    assert index.tolist() == [2, 1, 0, 2, 0]
+    assert_close(distance.double(), torch.tensor([10.0, 0, 55, 40, 40]).double(), rtol=1e-6, atol=1e-6)
+
+
+def test_the_distance_is_the_root_mean_square_of_the_pixels():
+    image = torch.tensor([[100, 101, 98], [100, 103, 104]], dtype=torch.uint8)[None, None]
+    distance, index = nearest(image, grey(0, 100, 200))
+    assert index.tolist() == [1] and distance.item() == pytest.approx(math.sqrt((1 + 4 + 9 + 16) / 6))
+
+
+def test_a_copy_is_found_and_is_at_distance_0(train_images):
+    """More images than are compared at once, and bright: rounding weighs most where all pixels are near 255."""
+    train = torch.cat([train_images, 255 - draw_garments(400, seed=2)[0]])
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
+    distance, index = nearest(train[order], train)
+    assert torch.equal(index, order) and distance.max() < NEARLY
+
+
+def test_the_nearest_image_agrees_with_all_distances_in_float64(train_images, test_images):
+    a, b = (images.flatten(1).double() for images in (test_images[:40], train_images))
+    expected = (a[:, None] - b).square().mean(dim=2).sqrt().min(dim=1)
+    distance, index = nearest(test_images[:40], train_images)
+    assert torch.equal(index, expected.indices)
+    assert_close(distance.double(), expected.values, rtol=1e-4, atol=1e-4)
+
+
+# Judge
+
+
+def test_the_judge_says_what_each_measure_says_of_the_features(judge, classifier, train_images, test_images):
+    found, real = features(classifier, train_images[:150]), features(classifier, test_images)
+    measures = judge.measure(train_images[:150])
+    expected = {
+        "fd": frechet_distance(found, real),
+        "kd": kernel_distance(found, real),
+        "precision": covered(found, real),
+        "recall": covered(real, found),
+        "copying": 1.0,
+    }
+    assert expected["precision"] != expected["recall"]
+    assert list(measures) == list(expected)
+    assert measures == pytest.approx(expected)
+
+
+def test_copies_are_copying(judge, train_images):
+    assert judge.measure(train_images[100:150])["copying"] == 1
+
+
+def test_copying_counts_each_image(judge, train_images):
+    white = torch.full((150, 1, 28, 28), 255, dtype=torch.uint8)
+    white[:, :, :, ::2] = 0  # stripes, far from any garment
+    assert judge.measure(torch.cat([train_images[:50], white]))["copying"] == 0.25
+
+
+def test_a_twentieth_of_the_test_images_is_copying(judge, test_images):
+    """No number between 0.05 of 200 images and that of one more or fewer: 10 are below the threshold."""
+    measures = judge.measure(test_images)
+    assert measures["copying"] == 0.05
+    assert measures["fd"] == pytest.approx(0, abs=1e-9) and measures["kd"] <= 0
+    assert measures["precision"] == measures["recall"] == 1
+
+
+def test_samples_of_few_kinds_lose_recall_and_little_precision(judge):
+    images, labels = draw_garments(1000, seed=3)
+    all_kinds, few_kinds = judge.measure(images[:200]), judge.measure(images[labels < 2])
+    assert few_kinds["recall"] < all_kinds["recall"] - 0.3
+    assert few_kinds["precision"] > all_kinds["precision"] - 0.1
+    assert few_kinds["fd"] > 3 * all_kinds["fd"]
+
+
+def test_noisy_samples_lose_precision(judge):
+    images = draw_garments(200, seed=3)[0]
+    noise = 100 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    noisy = (images + noise).clamp(0, 255).byte()
+    clean, spoilt = judge.measure(images), judge.measure(noisy)
+    assert spoilt["precision"] < clean["precision"] - 0.3
+    assert spoilt["fd"] > 3 * clean["fd"] and spoilt["kd"] > 3 * abs(clean["kd"])
+
+
+def test_label_accuracy_is_the_share_of_images_that_the_classifier_takes_for_their_label(judge, classifier):
+    images = draw_garments(100, seed=4)[0]
+    with torch.no_grad():
+        said = classifier(to_model(images)).argmax(1)
+    labels = torch.cat([said[:70], (said[70:] + 1) % 10])
+    assert judge.measure(images, said)["label_accuracy"] == 1
+    assert judge.measure(images, labels)["label_accuracy"] == pytest.approx(0.7)
+    assert "label_accuracy" not in judge.measure(images)
+
+
+def test_the_floor_scores_training_images(judge, classifier, train_images):
+    """All 400 of them are the same 400 in any order."""
+    expected = judge.distances(features(classifier, train_images)) | {"copying": 0.05}
+    first, second = judge.floor(400, seeds=[0, 1])
+    assert first == pytest.approx(expected) and second == pytest.approx(expected)
+
+
+def test_the_floor_scores_n_images(judge):
+    with pytest.raises(ValueError, match="there are 12 and 200 images"):
+        judge.floor(12)
+
+
+def test_the_floor_of_a_seed_is_always_the_same_and_seeds_differ(judge):
+    before = torch.get_rng_state()
+    floor = judge.floor(100)
+    assert torch.equal(before, torch.get_rng_state())
+    assert len(floor) == 3 and floor == judge.floor(100, seeds=[0, 1, 2])
+    assert judge.floor(100, seeds=[2]) == floor[2:]
+    assert len({measures["fd"] for measures in floor}) == 3
+    assert {measures["copying"] for measures in floor} == {0.05}
+
+
+def test_worse_samples_are_above_the_floor(judge):
+    noise = torch.randint(0, 256, (200, 1, 28, 28), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    measures = judge.measure(noise)
+    for floor in judge.floor(200):
+        assert measures["fd"] > 10 * floor["fd"] and measures["kd"] > 10 * abs(floor["kd"])
+        assert measures["precision"] < floor["precision"] and measures["recall"] < floor["recall"]
+
+
+# mean_and_spread
+
+
+def test_mean_and_standard_deviation_over_the_seeds():
+    """The sample standard deviation: the squares of 2, 0 and 2 over 3 - 1."""
+    measures = [{"fd": 1.0, "recall": 0.5}, {"fd": 3.0, "recall": 0.5}, {"fd": 5.0, "recall": 0.5}]
+    assert mean_and_spread(measures) == {"fd": (3.0, 2.0), "recall": (0.5, 0.0)}
+
+
+def test_a_single_seed_has_no_spread():
+    assert mean_and_spread([{"fd": 1.5}]) == {"fd": (1.5, 0.0)}
