@@ -11,7 +11,7 @@ import typer
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 
 app = typer.Typer(
-    help="Diffusion models on Fashion-MNIST: open a lesson, look after the dataset.",
+    help="Diffusion models on Fashion-MNIST: open a lesson, train a network, sample from it, measure the samples.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -90,3 +90,155 @@ def data(
     if problems:
         raise typer.Exit(1)
     typer.echo(f"Fashion-MNIST is in {raw}: 60,000 training and 10,000 test images, all four files intact.")
+
+
+def check_choice(what: str, value: str, allowed: list[str]) -> None:
+    """Fail unless `value` is one of `allowed`."""
+    if value not in allowed:
+        raise fail(f"{what} is {value!r}; expected one of {', '.join(allowed)}", 2)
+
+
+def check_at_least(option: str, value: float | None, least: float) -> None:
+    """Fail if a number was given and is below `least`."""
+    if value is not None and not value >= least:
+        raise fail(f"{option} is {value:g}; expected at least {least:g}", 2)
+
+
+def card_of(name: str) -> dict:
+    """Return the card of trained weights; fail if there are none of that name."""
+    from fmdiff_helpers.checkpoints import WeightsError, read_card
+
+    try:
+        return read_card(name)
+    except WeightsError as error:
+        raise fail(str(error), 2) from None
+
+
+def load_denoiser(name: str, num_steps: int | None) -> tuple:
+    """Return a trained denoiser and its schedule; fail where it cannot sample in `num_steps`."""
+    from accelerate import PartialState
+
+    from fmdiff_helpers.checkpoints import WeightsError, load_pretrained
+    from fmdiff_helpers.recipes import schedule_of
+
+    card, device = card_of(name), PartialState().device
+    if "schedule" not in card:
+        raise fail(f"{name!r} is a {card['network'].split('.')[1]}, not a denoiser: nothing to sample from", 2)
+    try:
+        model, schedule = load_pretrained(name, device), schedule_of(card).to(device)
+    except WeightsError as error:
+        raise fail(str(error), 2) from None
+    if num_steps is not None and not 1 <= num_steps <= schedule.T:
+        raise fail(f"--steps is {num_steps}; expected 1 to {schedule.T}, the steps that {name!r} was trained with", 2)
+    return model, schedule
+
+
+Network = Annotated[str, typer.Argument(help="A published network, or a folder that `fmdiff train` wrote.")]
+NumSteps = Annotated[int | None, typer.Option("--steps", help="DDIM with so many steps; left out: DDPM with all.")]
+
+
+@app.command()
+def train(
+    name: Annotated[str, typer.Argument(help="The network: unet or classifier.")],
+    out: Annotated[Path | None, typer.Option(help="The folder to write to; runs/NAME if left out.")] = None,
+    profile: Annotated[str, typer.Option(help="How long: smoke (under a minute), quick or full.")] = "full",
+    epochs: Annotated[float | None, typer.Option(help="Passes over the data, in place of a profile.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images a step, of all processes together.")] = 128,
+    seed: Annotated[int, typer.Option(help="Another seed gives another network.")] = 0,
+) -> None:
+    """Train a network by its recipe; stopped or killed, the same command goes on where it was."""
+    from fmdiff_helpers.recipes import CARDS, PROFILES, train_network
+
+    check_choice("network", name, list(CARDS))
+    check_choice("--profile", profile, list(PROFILES[name]))
+    check_at_least("--epochs", epochs, 0.01)
+    check_at_least("--batch-size", batch_size, 1)
+    changes = {"batch_size": batch_size, "seed": seed} | PROFILES[name][profile]
+    if epochs is not None:
+        changes["steps"] = max(1, round(epochs * 58_000 / batch_size))
+    folder = out or Path("runs") / name
+    try:
+        _, history = train_network(name, folder, **changes)
+    except (ValueError, OSError) as error:
+        raise fail(str(error), 2) from None
+    except (FloatingPointError, MemoryError) as error:
+        raise fail(str(error), 1) from None
+    if not history or history[-1]["step"] < changes["steps"]:
+        raise typer.Exit(130)  # interrupted, as a shell says it
+    typer.echo(f"{folder}: validation loss {history[-1]['validation']['loss']:.4f} after {changes['steps']} steps.")
+    typer.echo(f"Next: fmdiff evaluate {folder}" + ("" if name == "classifier" else f", or fmdiff sample {folder}"))
+
+
+@app.command()
+def sample(
+    name: Network,
+    n: Annotated[int, typer.Option("-n", help="How many images.")] = 64,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same images.")] = 0,
+    out: Annotated[Path, typer.Option("-o", "--out", help="A .png, .gif, .webp or .npz file.")] = Path("samples.png"),
+    steps: NumSteps = None,
+) -> None:
+    """Draw samples: a .png grid, a .gif or .webp of how they came about, or a .npz with `images` uint8 (N, 28, 28)."""
+    from fmdiff_helpers.data import to_uint8
+    from fmdiff_helpers.export import KINDS, save_animation, save_images
+    from fmdiff_helpers.samplers import generate
+
+    check_at_least("-n", n, 1)
+    check_choice("the ending of --out", out.suffix, list(KINDS))
+    animated = out.suffix in (".gif", ".webp")
+    if animated and n > 100:
+        raise fail(f"-n is {n}; expected at most 100 for an animation", 2)
+    model, schedule = load_denoiser(name, steps)
+    frames = []
+    images = generate(
+        model, schedule, n, seed, steps, lambda step: frames.append(to_uint8(step.xt)) if animated else None
+    )
+    try:
+        if animated:
+            save_animation(out, [*frames[:: max(1, len(frames) // 30)], to_uint8(images)])  # about thirty frames
+        else:
+            save_images(out, to_uint8(images))
+    except OSError as error:
+        raise fail(f"--out is {out}: {error.strerror}; name a file in a folder that you may write to", 2) from None
+    typer.echo(f"{n} images in {out}")
+
+
+@app.command()
+def evaluate(
+    name: Network,
+    n: Annotated[int, typer.Option("-n", help="Images for each seed.")] = 1000,
+    seeds: Annotated[int, typer.Option(help="How many sets of images, for the spread.")] = 3,
+    steps: NumSteps = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+) -> None:
+    """Measure samples against the test images, beside as many real ones; or a classifier's accuracy on them."""
+    import json
+
+    from fmdiff_helpers.checkpoints import load_pretrained
+    from fmdiff_helpers.data import load_fashion_mnist, to_uint8
+    from fmdiff_helpers.metrics import Judge, accuracy, mean_and_spread
+    from fmdiff_helpers.samplers import generate
+
+    check_at_least("-n", n, 200)
+    check_at_least("--seeds", seeds, 1)
+    if "schedule" not in card_of(name):
+        found = accuracy(load_pretrained(name), *load_fashion_mnist("test"))
+        typer.echo(json.dumps({"test_accuracy": found}) if as_json else f"{name}: {found:.2%} of the test images right")
+        return
+    model, schedule = load_denoiser(name, steps)
+    device = schedule.beta.device
+    images = {split: load_fashion_mnist(split, device)[0] for split in ("train", "test")}
+    judge = Judge(load_pretrained("classifier", device), images["train"], images["test"])
+    measured = [judge.measure(to_uint8(generate(model, schedule, n, seed, steps))) for seed in range(seeds)]
+    result, floor = mean_and_spread(measured), mean_and_spread(judge.floor(n))
+    if as_json:
+        about = {"network": name, "n": n, "seeds": seeds, "steps": steps or schedule.T, "device": str(device)}
+        typer.echo(json.dumps(about | {"measures": result, "floor": floor}, indent=2))
+        return
+    typer.echo(f"{name}: {n} images for each of {seeds} seeds, {steps or schedule.T} steps, on {device}")
+    typer.echo(f"{'':<10}{'mean':>10}{'spread':>10}{'floor':>10}{'spread':>10}")
+    for measure, values in result.items():
+        typer.echo(f"{measure:<10}" + "".join(f"{value:>10.4f}" for value in (*values, *floor[measure])))
+
+
+if __name__ == "__main__":  # for `accelerate launch -m fmdiff_helpers.cli`
+    app()

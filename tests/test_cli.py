@@ -3,16 +3,22 @@
 import gzip
 import hashlib
 import http.client
+import json
 import os
 import subprocess
 import sys
 import webbrowser
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from accelerate import PartialState
+from PIL import Image
 from typer.testing import CliRunner
 
-from fmdiff_helpers import cli, data
+from fmdiff_helpers import checkpoints, cli, data, export, metrics, recipes, samplers
+from fmdiff_helpers.standin import draw_garments
 
 LESSONS = ["01_forward_noising", "02_transformer_denoiser", "03_unet_ddpm", "10_last"]
 
@@ -301,3 +307,323 @@ def test_a_browser_needs_a_screen_on_linux(monkeypatch, platform, get, display, 
     monkeypatch.setattr(webbrowser, "get", get)
     monkeypatch.setattr(sys, "platform", platform)
     assert cli.has_browser() == expected
+
+
+# fmdiff train, sample and evaluate: what they share
+
+
+def test_help_lists_training_sampling_and_measuring():
+    help = " ".join(fmdiff("--help").output.split())
+    for name, purpose in {"train": "Train a network", "sample": "Draw samples", "evaluate": "Measure samples"}.items():
+        assert f"{name} " in help and purpose in help
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch) -> Path:
+    """An empty working folder, and in the place of `data/weights` a tiny denoiser of 8 steps and a tiny classifier."""
+    published = tmp_path / "published"
+    unet = {"width": 8, "mults": [1, 2], "patch": 2, "depth": 1, "block": "resnet", "num_classes": 0}
+    cards = {
+        "tiny": {"network": "unet.UNet", "arguments": unet, "schedule": {"beta": "cosine_beta", "T": 8}, "recipe": {}},
+        "classifier": {"network": "classifier.Classifier", "arguments": {"width": 4, "num_classes": 10}, "recipe": {}},
+    }
+    for name, card in cards.items():
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = checkpoints.build(card)
+            if name == "tiny":  # an untrained one says "no noise" to everything
+                torch.nn.init.normal_(model.out[2].weight, std=0.2)
+        checkpoints.save_weights(published / f"{name}.safetensors", model, card)
+    monkeypatch.setattr(checkpoints, "PUBLISHED", published)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
+
+
+@pytest.fixture
+def garments(monkeypatch) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """A few drawn garments and their labels in the place of both splits of the dataset."""
+    splits = {"train": draw_garments(300, seed=0), "test": draw_garments(250, seed=1)}
+    monkeypatch.setattr(data, "load_fashion_mnist", lambda split, device="cpu": [x.to(device) for x in splits[split]])
+    return splits
+
+
+def generated(n: int, seed: int = 0, num_steps: int | None = None) -> torch.Tensor:
+    """Return the images that the tiny denoiser draws, uint8 (n, 1, 28, 28)."""
+    device = PartialState().device
+    model = checkpoints.load_pretrained("tiny", device)
+    schedule = recipes.schedule_of(checkpoints.read_card("tiny")).to(device)
+    return data.to_uint8(samplers.generate(model, schedule, n, seed, num_steps)).cpu()
+
+
+def check_refused(folder: Path, arguments: list[str], *said: str) -> None:
+    """Check for exit code 2, one line that says what is wrong and what is allowed, and that nothing was written."""
+    before = sorted(folder.rglob("*"))
+    result = fmdiff(*arguments)
+    assert result.exit_code == 2 and result.stdout == ""
+    (line,) = result.stderr.split("\r")[-1].splitlines()  # a progress bar wipes itself out
+    assert line.startswith("fmdiff: ")
+    for text in said:
+        assert text in line
+    assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("command", ["sample", "evaluate"])
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["tniy"], ["'tniy'", "published are: classifier, tiny", "or name a folder of `fmdiff train`"]),
+        (["tiny", "--steps", "0"], ["--steps is 0", "expected 1 to 8", "'tiny'"]),
+        (["tiny", "--steps", "9"], ["--steps is 9", "expected 1 to 8", "'tiny'"]),
+    ],
+)
+def test_a_network_or_a_number_of_steps_that_is_not_there_is_refused(tiny, garments, command, arguments, said):
+    check_refused(tiny, [command, *arguments], *said)
+
+
+@pytest.mark.parametrize("command", ["sample", "evaluate"])
+def test_weights_that_are_not_those_of_their_card_are_not_used(tiny, garments, command):
+    path = checkpoints.PUBLISHED / "tiny.safetensors"
+    change_byte(path, path.stat().st_size - 1)
+    check_refused(tiny, [command, "tiny"], str(path), "is not the file of its card")
+
+
+def test_without_any_published_network_the_message_says_so(tiny, monkeypatch):
+    monkeypatch.setattr(checkpoints, "PUBLISHED", tiny)
+    check_refused(tiny, ["sample", "tiny"], "'tiny'", "published are: none yet")
+
+
+# fmdiff sample
+
+
+def test_sample_refuses_a_network_that_is_no_denoiser(tiny):
+    check_refused(tiny, ["sample", "classifier"], "'classifier' is a Classifier, not a denoiser")
+
+
+def test_sample_writes_a_grid_of_64_images_unless_told_otherwise(tiny):
+    result = fmdiff("sample", "tiny")
+    assert result.exit_code == 0 and result.stdout == "64 images in samples.png\n"
+    with Image.open(tiny / "samples.png") as picture:
+        assert np.array_equal(np.asarray(picture), np.asarray(export.grid(generated(64))))
+
+
+def test_sample_writes_arrays(tiny):
+    assert fmdiff("sample", "tiny", "-n", "5", "--out", "new/x.npz").exit_code == 0
+    with np.load(tiny / "new" / "x.npz") as arrays:
+        assert list(arrays) == ["images"] and np.array_equal(arrays["images"], generated(5)[:, 0])
+
+
+def test_sample_takes_a_folder_of_weights(tiny):
+    folder = tiny / "mine"
+    for ending in (".safetensors", ".json"):
+        (folder / f"weights{ending}").parent.mkdir(exist_ok=True)
+        (folder / f"weights{ending}").write_bytes((checkpoints.PUBLISHED / f"tiny{ending}").read_bytes())
+    assert fmdiff("sample", "mine", "-n", "4", "-o", "a.npz").exit_code == 0
+    assert fmdiff("sample", "tiny", "-n", "4", "-o", "b.npz").exit_code == 0
+    assert (tiny / "a.npz").read_bytes() == (tiny / "b.npz").read_bytes()
+
+
+@pytest.mark.parametrize("ending", [".gif", ".webp"])
+def test_sample_writes_an_animation_from_noise_to_the_images(tiny, ending):
+    """A frame before each of the 8 steps, and the images."""
+    assert fmdiff("sample", "tiny", "-n", "4", "--out", f"x{ending}").exit_code == 0
+    with Image.open(tiny / f"x{ending}") as animation:
+        assert animation.n_frames == 9
+        first = torch.from_numpy(np.array(animation.convert("L"))[1::3, 1::3]).float()
+        assert first.std() > 60 and (first[:28, :28] == 0).float().mean() > 0.1  # N(0, 1), clipped: 16 % at each end
+        animation.seek(8)
+        if ending == ".webp":  # Pillow misreads a .gif whose frames have tables of their own
+            assert np.array_equal(np.asarray(animation.convert("L")), np.asarray(export.grid(generated(4))))
+
+
+def test_an_animation_of_many_steps_has_about_thirty_frames(tiny, monkeypatch):
+    card = checkpoints.read_card("tiny") | {"schedule": {"beta": "cosine_beta", "T": 100}}
+    path = checkpoints.PUBLISHED / "longer.safetensors"
+    checkpoints.save_weights(path, checkpoints.load_pretrained("tiny"), card)
+    assert fmdiff("sample", "longer", "-n", "1", "--out", "x.gif").exit_code == 0
+    with Image.open(tiny / "x.gif") as animation:
+        assert 25 <= animation.n_frames <= 40
+
+
+@pytest.mark.parametrize("ending", [".png", ".npz", ".gif", ".webp"])
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tiny, ending):
+    for name, seed in {"a": "0", "b": "0", "c": "1"}.items():
+        assert fmdiff("sample", "tiny", "-n", "4", "--seed", seed, "--out", f"{name}{ending}").exit_code == 0
+    a, b, c = ((tiny / f"{name}{ending}").read_bytes() for name in "abc")
+    assert a == b and a != c
+
+
+def test_fewer_steps_are_those_of_ddim(tiny):
+    for name, options in {"all": [], "four": ["--steps", "4"], "one": ["--steps", "1"]}.items():
+        assert fmdiff("sample", "tiny", "-n", "3", "--seed", "5", "-o", f"{name}.npz", *options).exit_code == 0
+    found = {name: np.load(f"{name}.npz")["images"] for name in ("all", "four", "one")}
+    for name, num_steps in {"all": None, "four": 4, "one": 1}.items():
+        assert np.array_equal(found[name], generated(3, 5, num_steps)[:, 0])
+    assert not np.array_equal(found["all"], found["four"]) and not np.array_equal(found["four"], found["one"])
+
+
+@pytest.mark.parametrize("ending", [".gif", ".webp"])
+def test_an_animation_has_100_images_at_most(tiny, ending):
+    check_refused(tiny, ["sample", "tiny", "-n", "101", "--out", f"x{ending}"], "-n is 101", "at most 100")
+    assert fmdiff("sample", "tiny", "-n", "100", "--steps", "1", "--out", f"x{ending}").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["-n", "0"], ["-n is 0", "expected at least 1"]),
+        (["-n", "-5"], ["-n is -5", "expected at least 1"]),
+        (["--out", "x.jpg"], ["'.jpg'", "expected one of .png, .gif, .webp, .npz"]),
+        (["--out", "x"], ["''", "expected one of .png, .gif, .webp, .npz"]),
+        (["--out", "folder.png"], ["folder.png", "name a file in a folder that you may write to"]),
+        (["--out", "folder.gif"], ["folder.gif", "name a file in a folder that you may write to"]),
+        (["--out", "file/x.png"], [str(Path("file/x.png")), "name a file in a folder that you may write to"]),
+        (["--out", "file/x.webp"], [str(Path("file/x.webp")), "name a file in a folder that you may write to"]),
+    ],
+)
+def test_sample_refuses_what_it_cannot_write(tiny, arguments, said):
+    for name in ("folder.png", "folder.gif"):
+        (tiny / name).mkdir()
+    (tiny / "file").write_text("mine")
+    check_refused(tiny, ["sample", "tiny", *arguments], *said)
+    assert (tiny / "file").read_text() == "mine"
+
+
+# fmdiff evaluate
+
+
+def test_evaluate_prints_the_measures_beside_their_floor_as_json(tiny, garments):
+    result = fmdiff("evaluate", "tiny", "-n", "200", "--seeds", "2", "--steps", "2", "--json")
+    assert result.exit_code == 0
+    found = json.loads(result.stdout)
+    judge = metrics.Judge(checkpoints.load_pretrained("classifier"), garments["train"][0], garments["test"][0])
+    expected = metrics.mean_and_spread([judge.measure(generated(200, seed, 2)) for seed in (0, 1)])
+    floor = metrics.mean_and_spread(judge.floor(200))
+    assert found.pop("measures") == {name: pytest.approx(values) for name, values in expected.items()}
+    assert found.pop("floor") == {name: pytest.approx(values) for name, values in floor.items()}
+    assert found == {"network": "tiny", "n": 200, "seeds": 2, "steps": 2, "device": str(PartialState().device)}
+
+
+def test_evaluate_takes_all_steps_unless_told_otherwise(tiny, garments):
+    all_steps, as_many = (
+        json.loads(fmdiff("evaluate", "tiny", "-n", "200", "--seeds", "1", "--json", *steps).stdout)
+        for steps in ([], ["--steps", "8"])
+    )
+    assert all_steps["steps"] == 8 and all_steps == as_many
+    assert [spread for _, spread in all_steps["measures"].values()] == [0] * 5
+
+
+def test_evaluate_says_how_many_test_images_a_classifier_gets_right(tiny, garments):
+    images, labels = garments["test"]
+    model = checkpoints.load_pretrained("classifier")
+    right = (model(data.to_model(images)).argmax(1) == labels).double().mean().item()
+    assert fmdiff("evaluate", "classifier").stdout == f"classifier: {right:.2%} of the test images right\n"
+    assert json.loads(fmdiff("evaluate", "classifier", "--json").stdout) == {"test_accuracy": right}
+
+
+def test_evaluate_prints_a_table(tiny, garments):
+    arguments = ["evaluate", "tiny", "-n", "210", "--seeds", "2", "--steps", "2"]
+    found, result = json.loads(fmdiff(*arguments, "--json").stdout), fmdiff(*arguments)
+    assert result.exit_code == 0
+    title, head, *rows = result.stdout.splitlines()
+    assert "tiny: 210 images for each of 2 seeds, 2 steps" in title
+    assert head.split() == ["mean", "spread", "floor", "spread"]
+    assert [row.split()[0] for row in rows] == ["fd", "kd", "precision", "recall", "copying"]
+    for row in rows:
+        name, *values = row.split()
+        assert values == [f"{value:.4f}" for value in (*found["measures"][name], *found["floor"][name])]
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["-n", "199"], ["-n is 199", "expected at least 200"]),
+        (["-n", "-1"], ["-n is -1", "expected at least 200"]),
+        (["--seeds", "0"], ["--seeds is 0", "expected at least 1"]),
+    ],
+)
+def test_evaluate_refuses_too_few_images_or_seeds(tiny, garments, arguments, said):
+    check_refused(tiny, ["evaluate", "tiny", *arguments], *said)
+
+
+# fmdiff train
+
+
+@pytest.fixture
+def trained(tiny, monkeypatch) -> list[tuple]:
+    """What each training that would have started was given; it ends well, after the steps it was told."""
+    calls = []
+
+    def train_network(name, folder, **changes):
+        calls.append((name, folder, changes))
+        return None, [{"step": changes["steps"], "loss": 1.0, "validation": {"loss": 0.123456}}]
+
+    monkeypatch.setattr(recipes, "train_network", train_network)
+    return calls
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["unet2"], ["'unet2'", f"expected one of {', '.join(recipes.CARDS)}"]),
+        (["unet", "--profile", "long"], ["--profile is 'long'", "expected one of smoke, quick, full"]),
+        (["unet", "--epochs", "0"], ["--epochs is 0", "expected at least 0.01"]),
+        (["unet", "--epochs", "-1"], ["--epochs is -1", "expected at least 0.01"]),
+        (["unet", "--epochs", "nan"], ["--epochs is nan", "expected at least 0.01"]),
+        (["unet", "--batch-size", "0"], ["--batch-size is 0", "expected at least 1"]),
+        (["unet", "--batch-size", "-128"], ["--batch-size is -128", "expected at least 1"]),
+    ],
+)
+def test_train_refuses_what_makes_no_sense(tiny, trained, arguments, said):
+    check_refused(tiny, ["train", *arguments], *said)
+    assert trained == []
+
+
+def test_train_refuses_a_batch_larger_than_the_dataset(tiny, monkeypatch):
+    monkeypatch.setattr(recipes, "load_fashion_mnist", lambda split: draw_garments(2050))
+    check_refused(tiny, ["train", "unet", "--batch-size", "51"], "batch_size is 51", "at most the 50 images")
+
+
+@pytest.mark.parametrize(
+    "arguments, folder, changes",
+    [
+        ([], "runs/unet", {"batch_size": 128, "seed": 0, "steps": recipes.PROFILES["unet"]["full"]["steps"]}),
+        (["--profile", "smoke", "--seed", "3"], "runs/unet", {"batch_size": 128, "seed": 3, "steps": 60, "every": 20}),
+        (["--epochs", "2", "--batch-size", "58", "--out", "x"], "x", {"batch_size": 58, "seed": 0, "steps": 2000}),
+        (["--epochs", "0.01", "--batch-size", "5800"], "runs/unet", {"batch_size": 5800, "seed": 0, "steps": 1}),
+    ],
+)
+def test_train_follows_the_recipe_but_for_what_it_is_told(trained, arguments, folder, changes):
+    """An epoch is 58,000 images: the training split without the 2000 for validation."""
+    result = fmdiff("train", "unet", *arguments)
+    assert result.exit_code == 0 and trained == [("unet", Path(folder), changes)]
+    assert f"{Path(folder)}: validation loss 0.1235 after {changes['steps']} steps" in result.stdout
+    assert f"fmdiff sample {Path(folder)}" in result.stdout
+
+
+def test_nothing_samples_from_a_trained_classifier(trained):
+    assert "fmdiff sample" not in fmdiff("train", "classifier").stdout
+
+
+@pytest.mark.parametrize(
+    "error, code",
+    [
+        (ValueError("checkpoint.pt is another training"), 2),
+        (PermissionError("not allowed"), 2),
+        (FloatingPointError("the loss was nan"), 1),
+        (MemoryError("batch_size=64 does"), 1),
+    ],
+)
+def test_a_training_that_fails_says_why_in_one_line(trained, monkeypatch, error, code):
+    def fail(name, folder, **changes):
+        raise error
+
+    monkeypatch.setattr(recipes, "train_network", fail)
+    result = fmdiff("train", "unet")
+    assert result.exit_code == code and result.stdout == "" and result.stderr == f"fmdiff: {error}\n"
+
+
+def test_an_interrupted_training_is_exit_code_130(trained, monkeypatch):
+    monkeypatch.setattr(recipes, "train_network", lambda name, folder, **changes: (None, [{"step": 50, "loss": 1.0}]))
+    result = fmdiff("train", "unet", "--profile", "smoke")
+    assert result.exit_code == 130 and result.stdout == ""
