@@ -9,19 +9,22 @@ import hashlib
 import html
 import io
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from string import Template
 
 import ipywidgets as widgets
 import numpy as np
 import torch
+from IPython.display import display
 from PIL import Image
 from torch import Tensor
 
 from fmdiff_helpers.data import CLASS_NAMES, to_model, to_uint8
 from fmdiff_helpers.diffusion import add_noise
-from fmdiff_helpers.plots import histogram_frame
+from fmdiff_helpers.plots import curves, histogram_frame, tile
+from fmdiff_helpers.samplers import sample_ddpm
 from fmdiff_helpers.schedules import (
     Schedule,
     cosine_beta,
@@ -310,3 +313,66 @@ class NoisingExplorer(Explorer):
         signal, noise = self.schedule.signal_scale[t].item(), self.schedule.noise_scale[t].item()
         snr = self.schedule.log_snr_db[t].item()
         return panels, f"t = {t:4d}   x_t = {signal:.3f} x0 + {noise:.3f} eps   SNR {snr:6.1f} dB"
+
+
+class ReverseExplorer(Explorer):
+    """Explore the way back from noise: choose a seed, clip or not, and slide through the steps of DDPM.
+
+    `model` and `schedule` are on one device. For each choice four images are drawn by all T steps, which takes seconds.
+    """
+
+    def __init__(self, model: Callable, schedule: Schedule, seed: int = 0):
+        self.model, self.schedule = model, schedule
+        controls = {
+            "seed": widgets.BoundedIntText(value=seed, min=0, max=9999, description="seed"),
+            "clip": widgets.Checkbox(value=True, description="clip x0_hat to [-1, 1]"),
+        }
+        controls["seed"].layout.width = "200px"
+        super().__init__(controls)
+        self.slider.description = "steps taken"
+        self.slider.value = self.slider.max
+
+    def prepare(self) -> int:
+        """Draw four images and record every step."""
+        seed, clip = (control.value for control in self.controls.values())
+        generator = torch.Generator(self.schedule.beta.device).manual_seed(seed)
+        x = torch.randn((4, 1, 28, 28), generator=generator, device=generator.device)
+        self.steps = []
+        options = {"clip": 1.0 if clip else float("inf"), "watch": self.steps.append}
+        sample_ddpm(self.model, x, self.schedule, generator, **options)
+        return self.schedule.T
+
+    def draw(self, t: int) -> tuple[dict[str, np.ndarray], str]:
+        """Return what the step after `t` others saw and did, and the histogram of x_t."""
+        step = self.steps[t]
+        images = {
+            "x_t": step.xt,
+            "eps_hat, predicted": step.eps_hat,
+            "x0_hat, implied": step.x0_hat,
+            "noise added (x 5)": 5 * step.noise,
+        }
+        panels = {title: tile(to_uint8(x.cpu()), columns=2).numpy() for title, x in images.items()}
+        panels["pixels of x_t against N(0, 1)"] = histogram_frame(step.xt, height=self.height)
+        snr = self.schedule.log_snr_db[step.t].item()
+        return panels, f"t = {step.t:4d}   SNR {snr:6.1f} dB   std of the noise added {step.noise.std().item():.3f}"
+
+
+class LiveLoss:
+    """Draw the loss in place while a network trains, at most twice a second: `train(..., report=LiveLoss())`."""
+
+    def __init__(self):
+        self.handle, self.drawn = None, 0.0
+
+    def __call__(self, history: list[dict]) -> None:
+        """Draw the training loss and, where there is one, the validation loss."""
+        if time.monotonic() - self.drawn < 0.5 and "validation" not in history[-1]:
+            return
+        steps = [point["step"] for point in history]
+        validation = [point["validation"]["loss"] if "validation" in point else np.nan for point in history]
+        lines = {"training": [point["loss"] for point in history], "validation": validation}
+        figure = curves(steps, lines, xlabel="step", ylabel="loss", marker=".", yscale="log")
+        if self.handle is None:
+            self.handle = display(figure, display_id=True)
+        else:
+            self.handle.update(figure)
+        self.drawn = time.monotonic()

@@ -81,12 +81,19 @@ def image_grid(
     return figure
 
 
-def curves(x: Tensor | Sequence, lines: dict[str, Tensor | Sequence], xlabel: str, ylabel: str) -> Figure:
-    """Draw named lines, each the length of `x`, on one pair of axes."""
+def curves(
+    x: Tensor | Sequence,
+    lines: dict[str, Tensor | Sequence],
+    xlabel: str,
+    ylabel: str,
+    yscale: str = "linear",
+    marker: str = "",
+) -> Figure:
+    """Draw named lines, each the length of `x`, on one pair of axes; `yscale` is "linear" or "log"."""
     figure, (axis,) = new_figure(7, 3.6)
     for name, line in lines.items():
-        axis.plot(x, torch.as_tensor(line).detach().float().cpu(), label=name)
-    axis.set(xlabel=xlabel, ylabel=ylabel)
+        axis.plot(x, torch.as_tensor(line).detach().float().cpu(), marker=marker, label=name)
+    axis.set(xlabel=xlabel, ylabel=ylabel, yscale=yscale)
     axis.legend()
     return figure
 

@@ -3,10 +3,12 @@
 import base64
 import io
 import json
+import math
 import re
 from collections import Counter
 from html.parser import HTMLParser
 from itertools import product
+from types import SimpleNamespace
 
 import ipywidgets as widgets
 import numpy as np
@@ -14,12 +16,12 @@ import pytest
 import torch
 from PIL import Image
 
-from fmdiff_helpers import schedules
+from fmdiff_helpers import player, schedules
 from fmdiff_helpers.data import CLASS_NAMES, to_model, to_uint8
 from fmdiff_helpers.diffusion import add_noise
-from fmdiff_helpers.player import SCHEDULES, Explorer, Filmstrip, NoisingExplorer
-from fmdiff_helpers.plots import histogram_frame
-from fmdiff_helpers.schedules import Schedule
+from fmdiff_helpers.player import SCHEDULES, Explorer, Filmstrip, LiveLoss, NoisingExplorer, ReverseExplorer
+from fmdiff_helpers.plots import histogram_frame, tile
+from fmdiff_helpers.schedules import Schedule, cosine_beta
 from fmdiff_helpers.standin import draw_garments
 
 HOSTILE = "</script><b>\"'&amp; $film ${src} $$ \u2028 <!-- \\u003c"
@@ -469,3 +471,64 @@ def test_an_unknown_garment_is_an_error():
 def test_a_garment_that_is_not_among_the_images_is_an_error():
     with pytest.raises(ValueError, match="there is no Ankle boot among the 180 images"):
         NoisingExplorer(GARMENTS[LABELS < 9], LABELS[LABELS < 9])
+
+
+# the way back
+
+
+def small_explorer(**options):
+    """A ReverseExplorer over eight steps of a denoiser that needs no training."""
+    return ReverseExplorer(lambda x, t, y=None: 0.9 * x, Schedule(cosine_beta(8)), **options)
+
+
+def test_the_way_back_starts_at_the_most_noisy_step_and_shows_what_each_step_did():
+    explorer = small_explorer()
+    assert explorer.slider.value == explorer.slider.max == 7
+    for taken in range(8):
+        step = explorer.steps[taken]
+        panels, readout = explorer.draw(taken)
+        assert step.t == 7 - taken and f"t = {step.t:4d}" in readout
+        assert (panels["x_t"] == tile(to_uint8(step.xt), columns=2).numpy()).all()
+        assert (panels["x0_hat, implied"] == tile(to_uint8(step.x0_hat), columns=2).numpy()).all()
+        assert (panels["eps_hat, predicted"] == tile(to_uint8(step.eps_hat), columns=2).numpy()).all()
+
+
+def test_another_seed_walks_another_way_and_the_same_seed_the_same():
+    explorer, same, other = small_explorer(seed=3), small_explorer(seed=3), small_explorer(seed=4)
+    assert torch.equal(explorer.steps[-1].x_prev, same.steps[-1].x_prev)
+    assert not torch.equal(explorer.steps[-1].x_prev, other.steps[-1].x_prev)
+    explorer.controls["seed"].value = 4
+    assert torch.equal(explorer.steps[-1].x_prev, other.steps[-1].x_prev)
+
+
+def test_the_first_noise_added_is_not_the_start_again():
+    step = small_explorer().steps[0]
+    together = torch.stack([step.noise.flatten(), step.xt.flatten()])
+    assert torch.corrcoef(together)[0, 1].abs() < 0.1
+
+
+def test_without_the_clip_the_picture_leaves_its_range():
+    explorer = small_explorer()
+    assert all(step.x0_hat.abs().max() <= 1 for step in explorer.steps)
+    explorer.controls["clip"].value = False
+    assert any(step.x0_hat.abs().max() > 1 for step in explorer.steps)
+
+
+# the loss while it trains
+
+
+def test_the_live_loss_is_one_picture_that_changes(monkeypatch):
+    shown = []
+    handle = SimpleNamespace(update=shown.append)
+    monkeypatch.setattr(player, "display", lambda figure, display_id: shown.append(figure) or handle)
+    live, history = LiveLoss(), []
+    for step in (1, 2, 3):
+        history.append({"step": step, "loss": 1 / step})
+        live(history)
+    assert len(shown) == 1  # the second and third came too soon
+    history.append({"step": 4, "loss": 0.2, "validation": {"loss": 0.3}})
+    live(history)
+    (axis,) = shown[1].axes
+    training, validation = axis.lines
+    assert training.get_ydata().tolist() == pytest.approx([1, 1 / 2, 1 / 3, 0.2])
+    assert validation.get_ydata()[-1] == pytest.approx(0.3) and math.isnan(validation.get_ydata()[0])
