@@ -103,5 +103,6 @@ def load_pretrained(name: str | Path, device: torch.device | str = "cpu") -> nn.
     try:
         model.load_state_dict(load_file(path))
     except (SafetensorError, RuntimeError) as error:
-        raise WeightsError(f"{path} does not fit {card['network']}({card['arguments']}): {error}") from None
+        reason = " ".join(str(error).split())[:200]  # PyTorch names every tensor
+        raise WeightsError(f"{path} does not fit {card['network']}({card['arguments']}): {reason}") from None
     return model.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)

@@ -1,8 +1,11 @@
 """The `fmdiff` command: the lessons without a notebook."""
 
+import math
 import os
 import sys
 import webbrowser
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +23,7 @@ app = typer.Typer(
 
 def fail(message: str, code: int) -> typer.Exit:
     """Print one line to stderr and return the exit to raise: 1 for the state of things, 2 for a wrong argument."""
-    typer.echo(f"fmdiff: {message}", err=True)
+    typer.echo(f"fmdiff: {' '.join(message.split())}", err=True)
     return typer.Exit(code)
 
 
@@ -99,18 +102,31 @@ def check_choice(what: str, value: str, allowed: list[str]) -> None:
 
 
 def check_at_least(option: str, value: float | None, least: float) -> None:
-    """Fail if a number was given and is below `least`."""
-    if value is not None and not value >= least:
+    """Fail if a number was given and is below `least` or endless."""
+    if value is not None and not least <= value < math.inf:
         raise fail(f"{option} is {value:g}; expected at least {least:g}", 2)
 
 
-def card_of(name: str) -> dict:
-    """Return the card of trained weights; fail if there are none of that name."""
-    from fmdiff_helpers.checkpoints import WeightsError, read_card
+def check_place(out: Path, folder: bool) -> None:
+    """Fail, before hours of work, where no file, or no folder, can be written."""
+    found = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    is_new = found != out.absolute()
+    if found.is_dir() != (folder or is_new) or not os.access(found, os.W_OK):
+        kind = "folder" if folder else "file"
+        raise fail(f"--out is {out}; name a {kind} in a folder that you may write to", 2)
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Say in one line what the package raises on purpose: exit 1 for the state of things, 2 for a wrong request."""
+    from fmdiff_helpers.checkpoints import WeightsError
+    from fmdiff_helpers.data import DataError
 
     try:
-        return read_card(name)
-    except WeightsError as error:
+        yield
+    except (FloatingPointError, MemoryError, DataError) as error:
+        raise fail(str(error), 1) from None
+    except (WeightsError, ValueError, OSError) as error:
         raise fail(str(error), 2) from None
 
 
@@ -118,23 +134,22 @@ def load_denoiser(name: str, num_steps: int | None) -> tuple:
     """Return a trained denoiser and its schedule; fail where it cannot sample in `num_steps`."""
     from accelerate import PartialState
 
-    from fmdiff_helpers.checkpoints import WeightsError, load_pretrained
+    from fmdiff_helpers.checkpoints import load_pretrained, read_card
     from fmdiff_helpers.recipes import schedule_of
 
-    card, device = card_of(name), PartialState().device
-    if "schedule" not in card:
-        raise fail(f"{name!r} is a {card['network'].split('.')[1]}, not a denoiser: nothing to sample from", 2)
-    try:
+    device = PartialState().device
+    with plain_errors():
+        card = read_card(name)
+        if "schedule" not in card:
+            raise ValueError(f"{name!r} is a {card['network'].split('.')[1]}, not a denoiser: nothing to sample from")
         model, schedule = load_pretrained(name, device), schedule_of(card).to(device)
-    except WeightsError as error:
-        raise fail(str(error), 2) from None
     if num_steps is not None and not 1 <= num_steps <= schedule.T:
         raise fail(f"--steps is {num_steps}; expected 1 to {schedule.T}, the steps that {name!r} was trained with", 2)
     return model, schedule
 
 
 Network = Annotated[str, typer.Argument(help="A published network, or a folder that `fmdiff train` wrote.")]
-NumSteps = Annotated[int | None, typer.Option("--steps", help="DDIM with so many steps; left out: DDPM with all.")]
+NumSteps = Annotated[int | None, typer.Option("--steps", help="DDIM with so many steps, if fewer than all; else DDPM.")]
 
 
 @app.command()
@@ -144,7 +159,7 @@ def train(
     profile: Annotated[str, typer.Option(help="How long: smoke (under a minute), quick or full.")] = "full",
     epochs: Annotated[float | None, typer.Option(help="Passes over the data, in place of a profile.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images a step, of all processes together.")] = 128,
-    seed: Annotated[int, typer.Option(help="Another seed gives another network.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32, help="Another seed gives another network.")] = 0,
 ) -> None:
     """Train a network by its recipe; stopped or killed, the same command goes on where it was."""
     from fmdiff_helpers.recipes import CARDS, PROFILES, train_network
@@ -157,12 +172,9 @@ def train(
     if epochs is not None:
         changes["steps"] = max(1, round(epochs * 58_000 / batch_size))
     folder = out or Path("runs") / name
-    try:
+    check_place(folder, folder=True)
+    with plain_errors():
         _, history = train_network(name, folder, **changes)
-    except (ValueError, OSError) as error:
-        raise fail(str(error), 2) from None
-    except (FloatingPointError, MemoryError) as error:
-        raise fail(str(error), 1) from None
     if not history or history[-1]["step"] < changes["steps"]:
         raise typer.Exit(130)  # interrupted, as a shell says it
     typer.echo(f"{folder}: validation loss {history[-1]['validation']['loss']:.4f} after {changes['steps']} steps.")
@@ -173,7 +185,7 @@ def train(
 def sample(
     name: Network,
     n: Annotated[int, typer.Option("-n", help="How many images.")] = 64,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same images.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32, help="The same seed gives the same images.")] = 0,
     out: Annotated[Path, typer.Option("-o", "--out", help="A .png, .gif, .webp or .npz file.")] = Path("samples.png"),
     steps: NumSteps = None,
 ) -> None:
@@ -184,6 +196,7 @@ def sample(
 
     check_at_least("-n", n, 1)
     check_choice("the ending of --out", out.suffix, list(KINDS))
+    check_place(out, folder=False)
     animated = out.suffix in (".gif", ".webp")
     if animated and n > 100:
         raise fail(f"-n is {n}; expected at most 100 for an animation", 2)
@@ -213,21 +226,25 @@ def evaluate(
     """Measure samples against the test images, beside as many real ones; or a classifier's accuracy on them."""
     import json
 
-    from fmdiff_helpers.checkpoints import load_pretrained
+    from fmdiff_helpers.checkpoints import load_pretrained, read_card
     from fmdiff_helpers.data import load_fashion_mnist, to_uint8
     from fmdiff_helpers.metrics import Judge, accuracy, mean_and_spread
     from fmdiff_helpers.samplers import generate
 
     check_at_least("-n", n, 200)
     check_at_least("--seeds", seeds, 1)
-    if "schedule" not in card_of(name):
-        found = accuracy(load_pretrained(name), *load_fashion_mnist("test"))
-        typer.echo(json.dumps({"test_accuracy": found}) if as_json else f"{name}: {found:.2%} of the test images right")
-        return
-    model, schedule = load_denoiser(name, steps)
-    device = schedule.beta.device
-    images = {split: load_fashion_mnist(split, device)[0] for split in ("train", "test")}
-    judge = Judge(load_pretrained("classifier", device), images["train"], images["test"])
+    with plain_errors():
+        if "schedule" not in read_card(name):
+            found = accuracy(load_pretrained(name), *load_fashion_mnist("test"))
+            typer.echo(
+                json.dumps({"test_accuracy": found}) if as_json else f"{name}: {found:.2%} of the test images right"
+            )
+            return
+        model, schedule = load_denoiser(name, steps)
+        device = schedule.beta.device
+        classifier = load_pretrained("classifier", device)
+        images = {split: load_fashion_mnist(split, device)[0] for split in ("train", "test")}
+    judge = Judge(classifier, images["train"], images["test"])
     measured = [judge.measure(to_uint8(generate(model, schedule, n, seed, steps))) for seed in range(seeds)]
     result, floor = mean_and_spread(measured), mean_and_spread(judge.floor(n))
     if as_json:

@@ -119,7 +119,7 @@ def validation_loss(
     t, eps = validation_grid(x0, schedule)
     with torch.no_grad():
         loss = simple_loss(model, x0, y, t, eps, schedule)
-    return {"loss": loss.mean().item(), "bins": [part.mean().item() for part in loss.chunk(bins)]}
+    return {"loss": loss.mean().item(), "bins": [part.mean().item() for part in loss.tensor_split(bins)]}
 
 
 def pixel_baseline(x0: Tensor, schedule: Schedule) -> Tensor:

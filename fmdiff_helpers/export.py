@@ -43,5 +43,6 @@ def save_animation(path: Path, frames: Sequence[Tensor], milliseconds: int = 80)
     first, *rest = [grid(frame) for frame in frames]
     durations = [milliseconds] * len(rest) + [2000]
     options = {"save_all": True, "append_images": rest, "duration": durations, "loop": 0}
-    options |= {"lossless": True} if path.suffix == ".webp" else {}
+    # Optimized, each frame of a .gif has its own colours, which some readers get wrong.
+    options |= {"lossless": True} if path.suffix == ".webp" else {"optimize": False}
     write_atomically(path, lambda file: first.save(file, format=path.suffix[1:], **options))

@@ -33,17 +33,18 @@ class Step(NamedTuple):
 def respace(schedule: Schedule, num_steps: int | None = None) -> tuple[Tensor, Schedule]:
     """Choose `num_steps` steps from 0 to T - 1, both included, and return them (K,) with the schedule of that chain.
 
-    alpha_bar stays what it was at the chosen steps; beta follows from it. None chooses all. (Nichol & Dhariwal 2021,
-    section 4)
+    A single step is T - 1, None means all. alpha_bar stays what it was at the chosen steps; beta follows from it.
+    (Nichol & Dhariwal 2021, section 4)
     """
     num_steps = schedule.T if num_steps is None else num_steps
     if not isinstance(num_steps, int) or not 1 <= num_steps <= schedule.T:
         raise ValueError(f"num_steps is {num_steps!r}; expected 1 to T = {schedule.T}")
     device = schedule.beta.device
-    steps = torch.linspace(schedule.T - 1, 0, num_steps, device=device).round().long().flip(0)
-    alpha_bar = schedule.alpha_bar[steps]
+    # On the CPU, in float64: the same steps on every device.
+    steps = torch.linspace(schedule.T - 1, 0, num_steps, dtype=torch.float64).round().long().flip(0)
+    alpha_bar = schedule.alpha_bar.cpu().double()[steps]
     alpha_bar_prev = torch.cat([torch.ones_like(alpha_bar[:1]), alpha_bar[:-1]])
-    return steps, Schedule(1 - alpha_bar / alpha_bar_prev).to(device)
+    return steps.to(device), Schedule(1 - alpha_bar / alpha_bar_prev).to(device)
 
 
 @torch.no_grad()
@@ -112,7 +113,10 @@ def sample_ddim(
 
 
 def in_batches(sample: Callable[[Tensor], Tensor], x: Tensor, batch_size: int = 500) -> Tensor:
-    """Apply `sample` to x (N, ...) in batches, smaller ones where the device's memory is not enough; show progress."""
+    """Apply `sample` to x (N, ...) in batches, smaller ones where the device's memory is not enough; show progress.
+
+    A batch that did not fit has used up random numbers: the samples after it are others than on a larger device.
+    """
     samples, done = [], 0
     with tqdm(total=len(x), unit="image", leave=False, disable=len(x) <= batch_size) as bar:
         while done < len(x):

@@ -353,7 +353,7 @@ def generated(n: int, seed: int = 0, num_steps: int | None = None) -> torch.Tens
     device = PartialState().device
     model = checkpoints.load_pretrained("tiny", device)
     schedule = recipes.schedule_of(checkpoints.read_card("tiny")).to(device)
-    return data.to_uint8(samplers.generate(model, schedule, n, seed, num_steps)).cpu()
+    return data.to_uint8(samplers.generate(model, schedule, n, seed, num_steps))
 
 
 def check_refused(folder: Path, arguments: list[str], *said: str) -> None:
@@ -408,9 +408,11 @@ def test_sample_writes_a_grid_of_64_images_unless_told_otherwise(tiny):
 
 
 def test_sample_writes_arrays(tiny):
-    assert fmdiff("sample", "tiny", "-n", "5", "--out", "new/x.npz").exit_code == 0
+    """As many as one likes: the limit of 100 is for animations."""
+    assert fmdiff("sample", "tiny", "-n", "101", "--steps", "2", "--out", "new/x.npz").exit_code == 0
     with np.load(tiny / "new" / "x.npz") as arrays:
-        assert list(arrays) == ["images"] and np.array_equal(arrays["images"], generated(5)[:, 0])
+        expected = generated(101, num_steps=2)[:, 0].cpu()
+        assert list(arrays) == ["images"] and np.array_equal(arrays["images"], expected)
 
 
 def test_sample_takes_a_folder_of_weights(tiny):
@@ -458,7 +460,7 @@ def test_fewer_steps_are_those_of_ddim(tiny):
         assert fmdiff("sample", "tiny", "-n", "3", "--seed", "5", "-o", f"{name}.npz", *options).exit_code == 0
     found = {name: np.load(f"{name}.npz")["images"] for name in ("all", "four", "one")}
     for name, num_steps in {"all": None, "four": 4, "one": 1}.items():
-        assert np.array_equal(found[name], generated(3, 5, num_steps)[:, 0])
+        assert np.array_equal(found[name], generated(3, 5, num_steps)[:, 0].cpu())
     assert not np.array_equal(found["all"], found["four"]) and not np.array_equal(found["four"], found["one"])
 
 
@@ -496,11 +498,13 @@ def test_evaluate_prints_the_measures_beside_their_floor_as_json(tiny, garments)
     result = fmdiff("evaluate", "tiny", "-n", "200", "--seeds", "2", "--steps", "2", "--json")
     assert result.exit_code == 0
     found = json.loads(result.stdout)
-    judge = metrics.Judge(checkpoints.load_pretrained("classifier"), garments["train"][0], garments["test"][0])
+    device = PartialState().device
+    images = [garments[split][0].to(device) for split in ("train", "test")]
+    judge = metrics.Judge(checkpoints.load_pretrained("classifier", device), *images)
     expected = metrics.mean_and_spread([judge.measure(generated(200, seed, 2)) for seed in (0, 1)])
     floor = metrics.mean_and_spread(judge.floor(200))
-    assert found.pop("measures") == {name: pytest.approx(values) for name, values in expected.items()}
-    assert found.pop("floor") == {name: pytest.approx(values) for name, values in floor.items()}
+    assert found.pop("measures") == {name: pytest.approx(values, rel=1e-3) for name, values in expected.items()}
+    assert found.pop("floor") == {name: pytest.approx(values, rel=1e-3) for name, values in floor.items()}
     assert found == {"network": "tiny", "n": 200, "seeds": 2, "steps": 2, "device": str(PartialState().device)}
 
 

@@ -25,7 +25,7 @@ from fmdiff_helpers.models.classifier import Classifier
 from fmdiff_helpers.standin import draw_garments
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}  # float64 round-off, and what a square root of it costs
-NEARLY = 1.0  # grey value: what the round-off of float32 makes of a bright copy's distance, which is 0
+NEARLY = 1e-3  # grey values, for float32 round-off
 
 
 def normal(seed: int, *shape: int) -> torch.Tensor:

@@ -409,6 +409,14 @@ def test_half_precision_learns_goes_on_and_keeps_float32_weights(half_precision,
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
+@pytest.mark.xfail(strict=True, reason="accelerate takes the network for one that it has prepared: the rest is float32")
+def test_the_same_network_given_again_goes_on_in_half_precision_too(half_precision, tmp_path):
+    fit(tmp_path / "whole")
+    model, _ = fit(tmp_path / "parts", report=at_call(1, KeyboardInterrupt()))
+    fit(tmp_path / "parts", model)
+    assert same_weights(tmp_path / "parts", tmp_path / "whole")
+
+
 def test_a_network_trained_in_half_precision_says_the_same_as_the_one_loaded(half_precision, tmp_path):
     model, _ = fit(tmp_path)
     x0 = data.to_model(IMAGES)
@@ -510,7 +518,7 @@ def test_killed_at_a_point_goes_on_from_the_last_checkpoint(tmp_path, whole):
     assert same_weights(tmp_path, whole[0]) and history == whole[1]
 
 
-@pytest.mark.parametrize("place", [1, 2, 3, 4, 5, 6, 7, 8, 9])
+@pytest.mark.parametrize("place", range(1, 10))
 def test_killed_while_writing_any_of_its_files_it_goes_on_to_the_same_numbers(tmp_path, whole, monkeypatch, place):
     """Each checkpoint is three files: weights, card, checkpoint. A kill comes before one takes its name."""
     with monkeypatch.context() as patch, pytest.raises(Killed):
@@ -520,7 +528,7 @@ def test_killed_while_writing_any_of_its_files_it_goes_on_to_the_same_numbers(tm
     assert same_weights(tmp_path, whole[0]) and history == whole[1] and written(tmp_path) == WRITTEN
 
 
-@pytest.mark.parametrize("place", [1, 2, 3, 4, 5, 6, 7, 8, 9])
+@pytest.mark.parametrize("place", range(1, 10))
 def test_stopped_while_writing_any_of_its_files_it_goes_on_to_the_same_numbers(tmp_path, whole, monkeypatch, place):
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints.os, "replace", at_call(place, KeyboardInterrupt(), os.replace))
@@ -656,10 +664,13 @@ def test_the_command_killed_and_given_again_ends_in_the_same_numbers(tmp_path, r
 
 
 COMMAND = """
+import signal
+
 from fmdiff_helpers import recipes
 from fmdiff_helpers.cli import app
 from fmdiff_helpers.standin import draw_garments
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 recipes.NUM_VALIDATION = 32
 recipes.load_fashion_mnist = lambda split: draw_garments(96)
 recipes.CARDS["classifier"]["arguments"]["width"] = 2
@@ -735,31 +746,33 @@ def test_a_command_that_cannot_be_carried_out_fails_in_one_line(small_command):
 # What goes wrong
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("value", ["nan", "inf"])
 def test_a_loss_that_is_not_finite_is_an_error_and_the_last_good_weights_are_back(tmp_path, value):
     good, calls = [], itertools.count(1)
 
     def breaks(*arguments):
         loss = loss_fn(*arguments)
-        return loss * value if next(calls) == 6 else loss
+        return loss + float(value) if next(calls) == 6 else loss  # whose gradients are finite
 
     model = fresh()
-    with pytest.raises(FloatingPointError, match=r"after step 8; .* step 4 again. Lower lr, which is 0\.01") as error:
+    with pytest.raises(
+        FloatingPointError, match=rf"{value} .* after step 8; .* step 4 again. Lower lr, which is 0\.01"
+    ):
         fit(tmp_path, model, breaks, report=lambda history: good.append(copy.deepcopy(model)))
-    assert "the loss was nan" in str(error.value) or "the loss was inf" in str(error.value)
     assert len(good) == 1 and same_weights(model, good[0])
     assert all(value.isfinite().all() for value in model.state_dict().values())
 
 
-def test_weights_that_are_not_finite_are_an_error_even_where_the_loss_is(tmp_path):
+def test_weights_that_are_not_finite_are_an_error_even_where_the_loss_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "REPORT_EVERY", 2)
     calls = itertools.count(1)
 
     def breaks(model, x0, *arguments):
         slope = 0 * model(x0).sum(dim=1).mul(0).sqrt()  # 0, with a gradient of 0 / 0
-        return loss_fn(model, x0, *arguments) + (slope if next(calls) == 8 else 0)
+        return loss_fn(model, x0, *arguments) + (slope if next(calls) == 6 else 0)
 
     model = fresh()
-    with pytest.raises(FloatingPointError, match="weights of step 4 again"):
+    with pytest.raises(FloatingPointError, match=r"after step 6; .* weights of step 4 again"):
         fit(tmp_path, model, breaks)
     assert flat(model).isfinite().all()
 
@@ -889,7 +902,6 @@ def test_a_damaged_checkpoint_is_an_error_that_says_to_delete_it(tmp_path, whole
     assert history == whole[1]
 
 
-@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence")
 @pytest.mark.parametrize("content", [{"weights": torch.zeros(3)}, [1, 2], torch.zeros(3)])
 def test_another_file_of_torch_is_no_checkpoint(tmp_path, content):
     torch.save(content, tmp_path / "checkpoint.pt")

@@ -360,6 +360,14 @@ def test_levels_halve_the_picture_and_have_the_channels_that_mults_say():
     assert [output.shape[1:] for _, output in up] == [shape for shape in reversed(shapes) for _ in range(2)]
 
 
+def test_the_way_up_repeats_every_pixel_four_times_before_it_is_smoothed():
+    net = network("three levels")
+    before, after = watched([net.up[0][-1]]), watched(net.up[0][-1][:1])
+    net(normal(1, 1, 28, 28), steps(3))
+    below, above = before[0][0][0], after[0][1]
+    assert above.equal(below.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3))
+
+
 def test_attention_is_full_where_the_picture_is_smallest_and_linear_above():
     net = network("three levels")
     kinds = [[stage.attention.attend is linear_attention for stage in level[:-1]] for level in [*net.down, *net.up]]

@@ -101,7 +101,7 @@ class Attention(nn.Module):
     def __init__(self, channels: int, linear: bool):
         super().__init__()
         self.attend = linear_attention if linear else F.scaled_dot_product_attention
-        # Heads of 32 channels, or a few more where the channels would not divide.
+        # Heads of 32 channels, or of more where 32 would not divide them.
         self.heads = next(n for n in range(max(1, channels // 32), 0, -1) if channels % n == 0)
         self.norm = nn.GroupNorm(1, channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1, bias=False)
@@ -168,7 +168,7 @@ class UNet(nn.Module):
             self.up.insert(0, nn.ModuleList([*way_up, nn.Sequential(*double)]))
         middle = Stage(block, inner, inner, time_dim, linear=False)
         self.middle = nn.ModuleList([middle, block(inner, inner, time_dim)])
-        self.last = block(2 * width, width, time_dim)
+        self.last = block(widths[0] + width, width, time_dim)
         self.out = nn.Sequential(
             nn.GroupNorm(math.gcd(8, width), width),
             nn.SiLU(),
