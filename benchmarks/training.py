@@ -23,7 +23,7 @@ from fmdiff_helpers.data import load_fashion_mnist
 from fmdiff_helpers.recipes import CARDS, task
 from fmdiff_helpers.train import Run, check_recipe
 
-ROUNDS, SECONDS = 5, 20
+ROUNDS, SECONDS = 3, 12
 
 
 def our_steps(images: Tensor, labels: Tensor) -> Callable[[], None]:

@@ -291,6 +291,7 @@ def train(
     finally:
         model.train(was_training)
         run.accelerator.unwrap_model(run.model, keep_fp32_wrapper=False)  # takes mixed precision out of the forward
+        vars(model).pop("_is_accelerate_prepared", None)  # or accelerate would not prepare it a second time
     if out_of_memory:
         run.optimizer.zero_grad()
         fits = largest_batch(run, *run.next_batch(images, labels))

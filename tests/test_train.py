@@ -409,7 +409,6 @@ def test_half_precision_learns_goes_on_and_keeps_float32_weights(half_precision,
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
-@pytest.mark.xfail(strict=True, reason="accelerate takes the network for one that it has prepared: the rest is float32")
 def test_the_same_network_given_again_goes_on_in_half_precision_too(half_precision, tmp_path):
     fit(tmp_path / "whole")
     model, _ = fit(tmp_path / "parts", report=at_call(1, KeyboardInterrupt()))
