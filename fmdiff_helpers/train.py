@@ -111,7 +111,12 @@ class Run:
         self.ema.update_parameters(self.plain)
         return loss.detach()
 
-    def advance(self, images: Tensor, labels: Tensor, validate: Callable) -> dict:
+    def validation(self, validate: Callable) -> dict:
+        """Return what `validate` says of the averaged weights."""
+        with torch.no_grad(), self.accelerator.autocast():
+            return validate(self.ema.module)
+
+    def advance(self, images: Tensor, labels: Tensor, validate: Callable, bar: tqdm) -> dict:
         """Take steps up to the next point of the loss curve and return it; FloatingPointError if it is not finite."""
         start, every = time.monotonic(), self.recipe["every"]
         first, total = self.step, 0.0
@@ -119,13 +124,13 @@ class Run:
         end = min(*ends, self.recipe["steps"])
         while self.step < end:
             total += self.train_step(*self.next_batch(images, labels))
+            bar.update()
         loss = self.accelerator.reduce(total, "mean").item() / (end - first)
         if not (math.isfinite(loss) and all(p.isfinite().all() for p in self.plain.parameters())):
             self.give_up(loss)
         point = {"step": end, "loss": loss}
         if end % every == 0 or end == self.recipe["steps"]:
-            with torch.no_grad(), self.accelerator.autocast():
-                point["validation"] = validate(self.ema.module)
+            point["validation"] = self.validation(validate)
             if not math.isfinite(point["validation"]["loss"]):
                 self.give_up(point["validation"]["loss"])
         self.seconds += time.monotonic() - start
@@ -251,8 +256,8 @@ def train(
     `data` are images uint8 (N, 1, 28, 28) and labels (N,); `card` names the network (see `checkpoints.build`) and its
     "recipe": the steps and whatever differs from `DEFAULTS`. Each `every` steps `validate(model)` returns the
     validation loss as {"loss": ..., ...}, the averaged weights are kept if it is the lowest so far, and a checkpoint is
-    written, from which the same call goes on. Ctrl-C, or stopping the cell, keeps what is done. `report` gets the
-    history whenever it grows.
+    written, from which the same call goes on. Ctrl-C, or stopping the cell, keeps what is done, and validates it.
+    `report` gets the history whenever it grows.
 
     ValueError for a recipe that makes no sense or a checkpoint of another one; FloatingPointError where the loss is
     not finite; MemoryError, with the batch that fits, where the device has not enough.
@@ -269,14 +274,13 @@ def train(
     try:
         with tqdm(total=recipe["steps"], initial=run.step, unit="step", mininterval=0.5, disable=not main) as bar:
             while run.step < recipe["steps"]:
-                point = run.advance(images, labels, validate)
+                point = run.advance(images, labels, validate, bar)
                 if main and "validation" in point:
                     keep_best(run, folder)
                 run.remember()  # once the best weights are written: a stop before that goes back to before the point
                 if main and "validation" in point:
                     write_checkpoint(run, folder)
                 bar.set_postfix(loss=f"{point['loss']:.4f}", refresh=False)
-                bar.update(run.step - bar.n)
                 report(run.history)
         run.accelerator.wait_for_everyone()
         model.load_state_dict(load_pretrained(folder).state_dict())
@@ -286,6 +290,9 @@ def train(
             write_checkpoint(run, folder)
             print(f"Stopped at step {run.step} of {recipe['steps']}; do the same again to go on from there.")
         model.load_state_dict(run.ema.module.state_dict())
+        if not run.history or "validation" not in run.history[-1]:  # how good is what there is?
+            last = run.history.pop() if run.history else {"step": run.step}
+            run.history.append(last | {"validation": run.validation(validate)})
     except torch.OutOfMemoryError:
         out_of_memory = True  # and out of here, because the error holds on to the memory of the failed step
     finally:

@@ -469,9 +469,10 @@ def test_stopped_twice_in_a_row_leaves_the_last_checkpoint(tmp_path, whole, monk
     assert same_weights(tmp_path, whole[0]) and history == whole[1]
 
 
-def test_stopped_between_two_checkpoints_keeps_what_is_done_since(tmp_path, whole, monkeypatch):
+def test_stopped_between_two_checkpoints_keeps_what_is_done_since_and_validates_it(tmp_path, whole, monkeypatch):
     monkeypatch.setattr(train, "REPORT_EVERY", 3)
-    fit(tmp_path, report=at_call(3, KeyboardInterrupt()))
+    model, stopped = fit(tmp_path, report=at_call(3, KeyboardInterrupt()))
+    assert stopped[-1]["step"] == 6 and stopped[-1]["validation"] == validate(model.eval())
     assert torch.load(tmp_path / "checkpoint.pt")["step"] == 6
     _, history = fit(tmp_path)
     assert [point["step"] for point in history] == [3, 4, 6, 8, 9, 12] and same_weights(tmp_path, whole[0])
@@ -545,9 +546,10 @@ def test_stopped_soon_after_going_on_keeps_what_was_there(tmp_path, whole, stop)
     assert same_weights(tmp_path, whole[0]) and history == whole[1]
 
 
-def test_stopped_before_the_first_point_leaves_a_network_and_an_empty_history(tmp_path, whole):
+def test_stopped_before_the_first_point_leaves_the_network_as_it_was_and_says_how_good_that_is(tmp_path, whole):
     model, history = fit(tmp_path, loss_fn=at_call(2, KeyboardInterrupt(), loss_fn))
-    assert history == [] and same_weights(model, fresh())
+    assert same_weights(model, fresh())
+    assert history == [{"step": 0, "validation": validate(fresh().eval())}]
     _, history = fit(tmp_path)
     assert same_weights(tmp_path, whole[0]) and history == whole[1]
 
