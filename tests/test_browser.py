@@ -1,12 +1,13 @@
-"""A newcomer's first minutes, in a real JupyterLab: open lesson 01, run it, move the sliders, look at the pixels."""
+"""A newcomer's first minutes, in a real JupyterLab: open a lesson, run it, move the sliders, look at the pixels."""
 
+import contextlib
 from pathlib import Path
 
 import pytest
-from browser import CHROMIUM, chromium, drag, jupyterlab, open_lesson, press_keys, run_all
+from browser import CHROMIUM, KERNEL_IDLE, chromium, drag, jupyterlab, open_lesson, press_keys, run_all
 from nbconvert import HTMLExporter
 
-LESSON = Path(__file__).parents[1] / "notebooks" / "01_forward_noising.ipynb"
+LESSONS = {path.name[:2]: path for path in (Path(__file__).parents[1] / "notebooks").glob("*.ipynb")}
 
 pytestmark = [
     pytest.mark.browser,
@@ -38,13 +39,14 @@ def check_slider_moves_picture(page, root, handle, track):
     assert pixels(picture) == first
 
 
-def test_lesson_01_in_jupyterlab():
-    committed = LESSON.read_bytes()
-    with jupyterlab("01") as address, chromium() as page:
+@contextlib.contextmanager
+def lesson_run(number, films):
+    """The page of a lesson after Run All: no error, no warning, the file as it was; `films` of it play in the page."""
+    committed = LESSONS[number].read_bytes()
+    with jupyterlab(number) as address, chromium() as page:
         open_lesson(page, address)
-        films = page.locator("figure.fmdiff-film")
         untrusted = page.locator(".jp-OutputArea figure")
-        assert untrusted.count() == 3 and untrusted.first.locator("img").first.is_visible()
+        assert untrusted.count() == films and untrusted.first.locator("img").first.is_visible()
         assert not any(slider.is_visible() for slider in page.locator(".jp-OutputArea figure input").all())
 
         run_all(page)
@@ -53,30 +55,53 @@ def test_lesson_01_in_jupyterlab():
         assert page.locator("[data-mime-type='application/vnd.jupyter.error']").count() == 0
         warnings = page.locator("[data-mime-type='application/vnd.jupyter.stderr']").all_inner_texts()
         assert all(text.startswith("NOTICE: Fashion-MNIST is not on this machine") for text in warnings)
+        yield page
+    assert LESSONS[number].read_bytes() == committed
 
-        explorer = page.locator(".jp-OutputArea-output", has=page.locator(".noUi-handle")).first
-        handle = explorer.locator(".widget-hslider .noUi-handle").first
-        check_slider_moves_picture(page, explorer, handle, explorer.locator(".noUi-base").first)
 
-        before = pixels(explorer.locator("img").last)
+def check_explorer(page):
+    """The first explorer's timestep slider moves its picture; return the explorer and the picture it now shows."""
+    explorer = page.locator(".jp-OutputArea-output", has=page.locator(".noUi-handle")).first
+    handle = explorer.locator(".widget-hslider .noUi-handle").first
+    check_slider_moves_picture(page, explorer, handle, explorer.locator(".noUi-base").first)
+    return explorer, pixels(explorer.locator("img").last)
+
+
+def test_lesson_01_in_jupyterlab():
+    with lesson_run("01", films=3) as page:
+        explorer, before = check_explorer(page)
         explorer.locator("select").first.select_option("Dress")
         page.wait_for_timeout(1000)
         assert pixels(explorer.locator("img").last) != before
 
+        films = page.locator("figure.fmdiff-film")
         assert films.count() == 2  # the explorer's film is what a saved notebook shows in its place
         slider = films.first.locator("input")
         check_slider_moves_picture(page, films.first, slider, slider)
-    assert LESSON.read_bytes() == committed
 
 
-def test_exported_html_plays_without_a_kernel_and_without_a_network(tmp_path):
+def test_lesson_03_in_jupyterlab():
+    with lesson_run("03", films=1) as page:
+        explorer, _ = check_explorer(page)
+        explorer.locator(".widget-hslider .noUi-handle").first.focus()
+        page.keyboard.press("End")
+        page.wait_for_timeout(500)
+        clipped = pixels(explorer.locator("img").first)  # x_t, at the last step
+        explorer.locator("input[type=checkbox]").click()
+        page.wait_for_function(KERNEL_IDLE, timeout=60_000)
+        page.wait_for_timeout(500)
+        assert pixels(explorer.locator("img").first) != clipped
+
+
+@pytest.mark.parametrize(("number", "count"), [("01", 3), ("03", 1)])
+def test_exported_html_plays_without_a_kernel_and_without_a_network(tmp_path, number, count):
     page_file = tmp_path / "lesson.html"
-    page_file.write_text(HTMLExporter().from_filename(str(LESSON))[0])
+    page_file.write_text(HTMLExporter().from_filename(str(LESSONS[number]))[0])
     with chromium() as page:
         page.route("**/*", lambda route: route.continue_() if route.request.url.startswith("file:") else route.abort())
         page.goto(page_file.as_uri(), wait_until="domcontentloaded")
         films = page.locator("figure.fmdiff-film")
-        assert films.count() == 3
+        assert films.count() == count
         for film in films.all():
             check_slider_moves_picture(page, film, film.locator("input"), film.locator("input"))
         film = films.last
