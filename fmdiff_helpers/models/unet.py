@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def sinusoids(t: Tensor, dim: int) -> Tensor:
-    """Return sines and cosines of t (B,) at `dim` / 2 wavelengths from 2 pi to 20,000 pi, shape (B, dim).
+    """Return sines and cosines of t (B,) at `dim` / 2 wavelengths from 2 pi towards 20,000 pi, shape (B, dim).
 
     (Vaswani et al. 2017, section 3.5) Built in lesson 03.
     """
