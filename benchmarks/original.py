@@ -48,9 +48,9 @@ class OriginalUNet(nn.Module):
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         for inner, outer in WIDTHS:
             halve = nn.Identity() if outer == 112 else nn.Conv2d(outer, outer, 4, 2, 1)
-            self.down.append(self.level(inner, outer, outer, halve))
+            self.down.append(self.level(inner, outer, halve))
         for outer, inner in reversed(WIDTHS[1:]):
-            self.up.append(self.level(2 * inner, outer, outer, nn.ConvTranspose2d(outer, outer, 4, 2, 1)))
+            self.up.append(self.level(2 * inner, outer, nn.ConvTranspose2d(outer, outer, 4, 2, 1)))
         self.middle = nn.ModuleList(
             [ConvNeXtBlock(112, 112, 112), OriginalAttention(112, linear=False), ConvNeXtBlock(112, 112, 112)]
         )
@@ -58,10 +58,10 @@ class OriginalUNet(nn.Module):
         del self.last.time  # the only block that is not told the step
         self.out = nn.Conv2d(28, 1, 1)
 
-    def level(self, in_channels: int, out_channels: int, attended: int, resize: nn.Module) -> nn.ModuleList:
+    def level(self, in_channels: int, out_channels: int, resize: nn.Module) -> nn.ModuleList:
         """Return two blocks, linear attention and the change of size."""
         blocks = [ConvNeXtBlock(in_channels, out_channels, 112), ConvNeXtBlock(out_channels, out_channels, 112)]
-        return nn.ModuleList([*blocks, OriginalAttention(attended, linear=True), resize])
+        return nn.ModuleList([*blocks, OriginalAttention(out_channels, linear=True), resize])
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """Return the predicted noise, shaped like x."""

@@ -175,7 +175,7 @@ def train(
     check_place(folder, folder=True)
     with plain_errors():
         _, history = train_network(name, folder, **changes)
-    if not history or history[-1]["step"] < changes["steps"]:
+    if history[-1]["step"] < changes["steps"]:
         raise typer.Exit(130)  # interrupted, as a shell says it
     typer.echo(f"{folder}: validation loss {history[-1]['validation']['loss']:.4f} after {changes['steps']} steps.")
     typer.echo(f"Next: fmdiff evaluate {folder}" + ("" if name == "classifier" else f", or fmdiff sample {folder}"))
@@ -207,7 +207,7 @@ def sample(
     )
     try:
         if animated:
-            save_animation(out, [*frames[:: max(1, len(frames) // 30)], to_uint8(images)])  # about thirty frames
+            save_animation(out, [*frames[:: math.ceil(len(frames) / 30)], to_uint8(images)])  # thirty steps at most
         else:
             save_images(out, to_uint8(images))
     except OSError as error:

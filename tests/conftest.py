@@ -19,3 +19,19 @@ def real_raw() -> Path:
     if find_problems(raw):
         pytest.skip(f"no intact Fashion-MNIST in {raw}; set FMDIFF_DATA or run `uv run fmdiff data`")
     return raw
+
+
+@pytest.fixture(scope="module")
+def on_the_processor():
+    """Train on the processor, also where there is a GPU: accelerate keeps the first device for the whole process."""
+    from accelerate import PartialState
+    from accelerate.state import AcceleratorState
+
+    from fmdiff_helpers import train
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    PartialState(cpu=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "best_precision", lambda: "no")
+        yield
+    AcceleratorState._reset_state(reset_partial_state=True)

@@ -50,7 +50,7 @@ def check_slider_moves_picture(page, root, handle, track):
 
 @contextlib.contextmanager
 def lesson_run(number, films):
-    """The page of a lesson after Run All: no error, no warning, the file as it was; `films` of it play in the page."""
+    """The page of a lesson after Run All: no error, no warning, the file as it was, with `films` still pictures."""
     committed = LESSONS[number].read_bytes()
     with jupyterlab(number) as address, chromium() as page:
         open_lesson(page, address)

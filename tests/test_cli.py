@@ -438,13 +438,13 @@ def test_sample_writes_an_animation_from_noise_to_the_images(tiny, ending):
             assert np.array_equal(np.asarray(animation.convert("L")), np.asarray(export.grid(generated(4))))
 
 
-def test_an_animation_of_many_steps_has_about_thirty_frames(tiny, monkeypatch):
+def test_an_animation_of_many_steps_has_thirty_frames_at_most_and_the_images(tiny, monkeypatch):
     card = checkpoints.read_card("tiny") | {"schedule": {"beta": "cosine_beta", "T": 100}}
     path = checkpoints.PUBLISHED / "longer.safetensors"
     checkpoints.save_weights(path, checkpoints.load_pretrained("tiny"), card)
     assert fmdiff("sample", "longer", "-n", "1", "--out", "x.gif").exit_code == 0
     with Image.open(tiny / "x.gif") as animation:
-        assert 25 <= animation.n_frames <= 40
+        assert 25 <= animation.n_frames <= 31
 
 
 @pytest.mark.parametrize("ending", [".png", ".npz", ".gif", ".webp"])

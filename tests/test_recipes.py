@@ -3,11 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from accelerate.state import AcceleratorState, PartialState
 from torch import nn
 from torch.testing import assert_close
 
-from fmdiff_helpers import recipes, schedules, train
+from fmdiff_helpers import recipes, schedules
 from fmdiff_helpers.checkpoints import build, load_pretrained, read_card
 from fmdiff_helpers.data import to_model
 from fmdiff_helpers.diffusion import simple_loss, validation_loss
@@ -20,15 +19,7 @@ DENOISERS = [name for name, card in CARDS.items() if "schedule" in card]
 SHIFTS = [(down, right) for down in range(-2, 3) for right in range(-2, 3)]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def on_the_processor():
-    """Train on the processor, also where there is a GPU: accelerate keeps the first device for the whole process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    PartialState(cpu=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "best_precision", lambda: "no")
-        yield
-    AcceleratorState._reset_state(reset_partial_state=True)
+pytestmark = pytest.mark.usefixtures("on_the_processor")
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -20,7 +20,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from accelerate.state import AcceleratorState, PartialState
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch.testing import assert_close
 from typer.testing import CliRunner
@@ -40,16 +40,11 @@ BIN = Path(sys.executable).parent
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_thread_of_the_processor():
+def one_thread_of_the_processor(on_the_processor):
     """Calculate as the processes do that tests start: sums depend on the device and on the number of threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    PartialState(cpu=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "best_precision", lambda: "no")
-        yield
-    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
     torch.set_num_threads(threads)
 
 
