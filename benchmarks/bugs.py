@@ -100,7 +100,9 @@ def measure(name: str) -> None:
     for seed in range(SEEDS):
         generator = torch.Generator().manual_seed(seed)
         x = torch.randn((N, 1, 28, 28), generator=generator)
-        samples = in_batches(lambda part, g=generator: sample_ddpm(model, part, schedule, g, clip=clip), x, 125)
+        samples = in_batches(
+            lambda part, g=generator: sample_ddpm(model, part, schedule, g, clip=clip), x, batch_size=125
+        )
         measured.append(judge.measure(to_uint8(samples)))
     card = read_card("unet")
     card.setdefault("exhibits", {"n": N, "seeds": SEEDS, "device": "cpu"})

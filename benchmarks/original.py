@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import Compose, Lambda, RandomHorizontalFlip, ToPILImage, ToTensor
 
 from fmdiff_helpers.diffusion import add_noise
-from fmdiff_helpers.models.unet import ConvNeXtBlock, linear_attention, sinusoids
+from fmdiff_helpers.models.layers import linear_attention, sinusoids
+from fmdiff_helpers.models.unet import ConvNeXtBlock
 from fmdiff_helpers.schedules import Schedule, linear_beta
 
 WIDTHS = ((18, 28), (28, 56), (56, 112))

@@ -130,22 +130,39 @@ def plain_errors() -> Iterator[None]:
         raise fail(str(error), 2) from None
 
 
-def load_denoiser(name: str, num_steps: int | None) -> tuple:
-    """Return a trained denoiser and its schedule; fail where it cannot sample in `num_steps`."""
+def load_trained(name: str, num_steps: int | None) -> tuple:
+    """Return a trained denoiser, its schedule and whether it takes labels; fail where it cannot do `num_steps`."""
     from accelerate import PartialState
 
-    from fmdiff_helpers.checkpoints import load_pretrained, read_card
-    from fmdiff_helpers.recipes import schedule_of
+    from fmdiff_helpers.checkpoints import read_card
+    from fmdiff_helpers.recipes import load_denoiser
 
-    device = PartialState().device
     with plain_errors():
         card = read_card(name)
         if "schedule" not in card:
             raise ValueError(f"{name!r} is a {card['network'].split('.')[1]}, not a denoiser: nothing to sample from")
-        model, schedule = load_pretrained(name, device), schedule_of(card).to(device)
+        model, schedule = load_denoiser(name, PartialState().device)
     if num_steps is not None and not 1 <= num_steps <= schedule.T:
         raise fail(f"--steps is {num_steps}; expected 1 to {schedule.T}, the steps that {name!r} was trained with", 2)
-    return model, schedule
+    return model, schedule, card["arguments"]["num_classes"] > 0
+
+
+def choose_labels(label: str | None, n: int, takes_labels: bool):
+    """Return n labels: of the kind that `label` names, by name or number, or all ten in turn; None where none are."""
+    import torch
+
+    from fmdiff_helpers.data import CLASS_NAMES
+
+    if label is None:
+        return torch.arange(n) % len(CLASS_NAMES) if takes_labels else None
+    if not takes_labels:
+        raise fail(f"--label is {label!r}, but this network draws garments as they come; leave --label out", 2)
+    names = [name.lower() for name in CLASS_NAMES]
+    numbers = [str(number) for number in range(len(names))]
+    if label.lower() not in names + numbers:
+        known = ", ".join(f"{number} {name}" for number, name in enumerate(CLASS_NAMES))
+        raise fail(f"--label is {label!r}; expected a name or a number of: {known}", 2)
+    return torch.full((n,), (names + numbers).index(label.lower()) % len(names))
 
 
 Network = Annotated[str, typer.Argument(help="A published network, or a folder that `fmdiff train` wrote.")]
@@ -154,7 +171,7 @@ NumSteps = Annotated[int | None, typer.Option("--steps", help="DDIM with so many
 
 @app.command()
 def train(
-    name: Annotated[str, typer.Argument(help="The network: unet or classifier.")],
+    name: Annotated[str, typer.Argument(help="The network: unet, transformer or classifier.")],
     out: Annotated[Path | None, typer.Option(help="The folder to write to; runs/NAME if left out.")] = None,
     profile: Annotated[str, typer.Option(help="How long: smoke (under a minute), quick or full.")] = "full",
     epochs: Annotated[float | None, typer.Option(help="Passes over the data, in place of a profile.")] = None,
@@ -188,8 +205,12 @@ def sample(
     seed: Annotated[int, typer.Option(min=0, max=2**32, help="The same seed gives the same images.")] = 0,
     out: Annotated[Path, typer.Option("-o", "--out", help="A .png, .gif, .webp or .npz file.")] = Path("samples.png"),
     steps: NumSteps = None,
+    label: Annotated[str | None, typer.Option(help="A garment, as Dress or 3; all ten in turn if left out.")] = None,
 ) -> None:
-    """Draw samples: a .png grid, a .gif or .webp of how they came about, or a .npz with `images` uint8 (N, 28, 28)."""
+    """Draw samples: a .png grid, a .gif or .webp of how they came about, or a .npz with `images` uint8 (N, 28, 28).
+
+    A .npz of a network that takes labels holds `labels` (N,) too; in a grid of all kinds each has its column.
+    """
     from fmdiff_helpers.data import to_uint8
     from fmdiff_helpers.export import KINDS, save_animation, save_images
     from fmdiff_helpers.samplers import generate
@@ -200,16 +221,19 @@ def sample(
     animated = out.suffix in (".gif", ".webp")
     if animated and n > 100:
         raise fail(f"-n is {n}; expected at most 100 for an animation", 2)
-    model, schedule = load_denoiser(name, steps)
+    model, schedule, takes_labels = load_trained(name, steps)
+    y = choose_labels(label, n, takes_labels)
+    columns = 10 if takes_labels and label is None else None  # one for each kind
     frames = []
     images = generate(
-        model, schedule, n, seed, steps, lambda step: frames.append(to_uint8(step.xt)) if animated else None
+        model, schedule, n, seed, steps, y, lambda step: frames.append(to_uint8(step.xt)) if animated else None
     )
     try:
         if animated:
-            save_animation(out, [*frames[:: math.ceil(len(frames) / 30)], to_uint8(images)])  # thirty steps at most
+            kept = frames[:: math.ceil(len(frames) / 30)]  # thirty steps at most
+            save_animation(out, [*kept, to_uint8(images)], columns=columns)
         else:
-            save_images(out, to_uint8(images))
+            save_images(out, to_uint8(images), y, columns)
     except OSError as error:
         raise fail(f"--out is {out}: {error.strerror}; name a file in a folder that you may write to", 2) from None
     typer.echo(f"{n} images in {out}")
@@ -240,21 +264,22 @@ def evaluate(
                 json.dumps({"test_accuracy": found}) if as_json else f"{name}: {found:.2%} of the test images right"
             )
             return
-        model, schedule = load_denoiser(name, steps)
-        device = schedule.beta.device
+        model, schedule, takes_labels = load_trained(name, steps)
+        device, y = schedule.beta.device, choose_labels(None, n, takes_labels)
         classifier = load_pretrained("classifier", device)
         images = {split: load_fashion_mnist(split, device)[0] for split in ("train", "test")}
     judge = Judge(classifier, images["train"], images["test"])
-    measured = [judge.measure(to_uint8(generate(model, schedule, n, seed, steps))) for seed in range(seeds)]
+    samples = (to_uint8(generate(model, schedule, n, seed, steps, y)) for seed in range(seeds))
+    measured = [judge.measure(images, y) for images in samples]
     result, floor = mean_and_spread(measured), mean_and_spread(judge.floor(n))
     if as_json:
         about = {"network": name, "n": n, "seeds": seeds, "steps": steps or schedule.T, "device": str(device)}
         typer.echo(json.dumps(about | {"measures": result, "floor": floor}, indent=2))
         return
     typer.echo(f"{name}: {n} images for each of {seeds} seeds, {steps or schedule.T} steps, on {device}")
-    typer.echo(f"{'':<10}{'mean':>10}{'spread':>10}{'floor':>10}{'spread':>10}")
+    typer.echo(f"{'':<14}{'mean':>10}{'spread':>10}{'floor':>10}{'spread':>10}")
     for measure, values in result.items():
-        typer.echo(f"{measure:<10}" + "".join(f"{value:>10.4f}" for value in (*values, *floor[measure])))
+        typer.echo(f"{measure:<14}" + "".join(f"{value:>10.4f}" for value in (*values, *floor.get(measure, ()))))
 
 
 if __name__ == "__main__":  # for `accelerate launch -m fmdiff_helpers.cli`

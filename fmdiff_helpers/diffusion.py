@@ -105,6 +105,12 @@ def simple_loss(model: Callable, x0: Tensor, y: Tensor | None, t: Tensor, eps: T
     return (eps_hat - eps).square().flatten(1).mean(dim=1)
 
 
+def x0_loss(model: Callable, x0: Tensor, y: Tensor | None, t: Tensor, eps: Tensor, schedule: Schedule) -> Tensor:
+    """Return, for each image, (B,), how far the x0 that `model` predicts is from `x0`, squared. (Li & He 2025)"""
+    x0_hat = model(add_noise(x0, t, eps, schedule), t, y)
+    return (x0_hat - x0).square().flatten(1).mean(dim=1)
+
+
 def validation_grid(x0: Tensor, schedule: Schedule, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Return t (B,), spread evenly from 0 to T - 1, and eps like x0: the same at each call, so that losses compare."""
     t = torch.arange(len(x0)) * schedule.T // len(x0)
@@ -113,12 +119,17 @@ def validation_grid(x0: Tensor, schedule: Schedule, seed: int = 0) -> tuple[Tens
 
 
 def validation_loss(
-    model: Callable, x0: Tensor, y: Tensor | None, schedule: Schedule, bins: int = 10
+    model: Callable,
+    x0: Tensor,
+    y: Tensor | None,
+    schedule: Schedule,
+    loss_fn: Callable = simple_loss,
+    bins: int = 10,
 ) -> dict[str, float | list[float]]:
-    """Return the mean of L_simple on the validation grid and its means over `bins` equal ranges of t, low to high."""
+    """Return the mean of a loss on the validation grid and its means over `bins` equal ranges of t, low to high."""
     t, eps = validation_grid(x0, schedule)
     with torch.no_grad():
-        loss = simple_loss(model, x0, y, t, eps, schedule)
+        loss = loss_fn(model, x0, y, t, eps, schedule)
     return {"loss": loss.mean().item(), "bins": [part.mean().item() for part in loss.tensor_split(bins)]}
 
 

@@ -14,9 +14,9 @@ from fmdiff_helpers.checkpoints import write_atomically
 KINDS = (".png", ".gif", ".webp", ".npz")
 
 
-def grid(images: Tensor, scale: int = 3) -> Image.Image:
-    """Lay uint8 images (N, 1, H, W) out in a square, or nearly, each pixel `scale` wide; what is missing is white."""
-    columns = int(np.ceil(len(images) ** 0.5))
+def grid(images: Tensor, columns: int | None = None, scale: int = 3) -> Image.Image:
+    """Lay uint8 images (N, 1, H, W) out in rows of `columns`, a square or nearly if None; what is missing is white."""
+    columns = columns or int(np.ceil(len(images) ** 0.5))
     rows = int(np.ceil(len(images) / columns))
     padded = torch.nn.functional.pad(images.cpu(), (0, 1, 0, 1), value=255)
     blank = padded.new_full((rows * columns - len(images), *padded.shape[1:]), 255)
@@ -24,10 +24,10 @@ def grid(images: Tensor, scale: int = 3) -> Image.Image:
     return Image.fromarray(picture.numpy().repeat(scale, 0).repeat(scale, 1))
 
 
-def save_images(path: Path, images: Tensor, labels: Tensor | None = None) -> None:
+def save_images(path: Path, images: Tensor, labels: Tensor | None = None, columns: int | None = None) -> None:
     """Write uint8 images (N, 1, H, W) as a .png grid, or a .npz with `images` (N, H, W) and any `labels` (N,)."""
     if path.suffix == ".png":
-        write_atomically(path, lambda file: grid(images).save(file, format="png"))
+        write_atomically(path, lambda file: grid(images, columns).save(file, format="png"))
         return
     arrays = {"images": images[:, 0].cpu().numpy()} | ({} if labels is None else {"labels": labels.cpu().numpy()})
 
@@ -38,9 +38,9 @@ def save_images(path: Path, images: Tensor, labels: Tensor | None = None) -> Non
     write_atomically(path, write)
 
 
-def save_animation(path: Path, frames: Sequence[Tensor], milliseconds: int = 80) -> None:
+def save_animation(path: Path, frames: Sequence[Tensor], milliseconds: int = 80, columns: int | None = None) -> None:
     """Write frames, each uint8 images (N, 1, H, W), as a .gif or .webp that loops and rests on the last frame."""
-    first, *rest = [grid(frame) for frame in frames]
+    first, *rest = [grid(frame, columns) for frame in frames]
     durations = [milliseconds] * len(rest) + [2000]
     options = {"save_all": True, "append_images": rest, "duration": durations, "loop": 0}
     # Optimized, each frame of a .gif has its own colours, which some readers get wrong.

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from fmdiff_helpers.data import CLASS_NAMES, to_model, to_uint8
 from fmdiff_helpers.diffusion import add_noise
-from fmdiff_helpers.plots import curves, histogram_frame, tile
-from fmdiff_helpers.samplers import sample_ddpm
+from fmdiff_helpers.plots import curves, histogram_frame, label_frame, tile
+from fmdiff_helpers.samplers import sample_ddim, sample_ddpm
 from fmdiff_helpers.schedules import (
     Schedule,
     cosine_beta,
@@ -355,6 +355,49 @@ class ReverseExplorer(Explorer):
         panels["pixels of x_t against N(0, 1)"] = histogram_frame(step.xt, height=self.height)
         snr = self.schedule.log_snr_db[step.t].item()
         return panels, f"t = {step.t:4d}   SNR {snr:6.1f} dB   std of the noise added {step.noise.std().item():.3f}"
+
+
+class KindsExplorer(Explorer):
+    """Explore the way to all ten kinds of garments: choose seed, sampler and number of steps, and slide through them.
+
+    `model` predicts the noise and takes labels; it and `schedule` are on one device. Ten rows, one for each kind, with
+    the same two starts in all of them, so that the label alone makes the difference.
+    """
+
+    height = 560
+
+    def __init__(self, model: Callable, schedule: Schedule, seed: int = 0):
+        self.model, self.schedule = model, schedule
+        controls = {
+            "seed": widgets.BoundedIntText(value=seed, min=0, max=9999, description="seed"),
+            "sampler": widgets.Dropdown(options=("DDIM", "DDPM"), description="sampler"),
+            "num_steps": widgets.Dropdown(options=(2, 5, 10, 20, 50), value=10, description="steps"),
+        }
+        for control in controls.values():
+            control.layout.width = "200px"
+        super().__init__(controls)
+        self.slider.description = "steps taken"
+        self.slider.value = self.slider.max
+
+    def prepare(self) -> int:
+        """Draw two garments of each kind and record every step."""
+        seed, name, num_steps = (control.value for control in self.controls.values())
+        device = self.schedule.beta.device
+        generator = torch.Generator(device).manual_seed(seed)
+        x = torch.randn((2, 1, 28, 28), generator=generator, device=device).repeat(10, 1, 1, 1)
+        y = torch.arange(10, device=device).repeat_interleave(2)
+        self.steps = []
+        sampler = {"DDIM": sample_ddim, "DDPM": sample_ddpm}[name]
+        sampler(self.model, x, self.schedule, generator, num_steps, y, watch=self.steps.append)
+        return num_steps
+
+    def draw(self, t: int) -> tuple[dict[str, np.ndarray], str]:
+        """Return what the step after `t` others saw and what it took for the clean picture."""
+        step = self.steps[t]
+        images = {"x_t": step.xt, "x0_hat, predicted": step.x0_hat}
+        panels = {"kind": label_frame(CLASS_NAMES)}
+        panels |= {title: tile(to_uint8(x.cpu()), columns=2).numpy() for title, x in images.items()}
+        return panels, f"t = {step.t:4d}   SNR {self.schedule.log_snr_db[step.t].item():6.1f} dB"
 
 
 class LiveLoss:

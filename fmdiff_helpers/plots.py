@@ -88,12 +88,13 @@ def curves(
     ylabel: str,
     yscale: str = "linear",
     marker: str = "",
+    xscale: str = "linear",
 ) -> Figure:
-    """Draw named lines, each the length of `x`, on one pair of axes; `yscale` is "linear" or "log"."""
+    """Draw named lines, each the length of `x`, on one pair of axes; scales are "linear" or "log"."""
     figure, (axis,) = new_figure(7, 3.6)
     for name, line in lines.items():
         axis.plot(x, torch.as_tensor(line).detach().float().cpu(), marker=marker, label=name)
-    axis.set(xlabel=xlabel, ylabel=ylabel, yscale=yscale)
+    axis.set(xlabel=xlabel, ylabel=ylabel, xscale=xscale, yscale=yscale)
     axis.legend()
     return figure
 
@@ -168,3 +169,14 @@ def histogram_frame(x: Tensor, height: int = 224) -> np.ndarray:
     for tick in range(-3, 4):
         draw.text((place(tick, 0)[0], H - foot + 8), str(tick), fill="black", font=font, anchor="mt")
     return np.array(picture.reduce(scale))
+
+
+def label_frame(labels: Sequence[str], height: int = 56) -> np.ndarray:
+    """Write labels below each other, each in the middle of a row `height` pixels high, as uint8 (rows * height, W)."""
+    font = ImageFont.load_default(height * 0.42)
+    width = max(int(font.getlength(label)) for label in labels) + height // 4
+    picture = Image.new("L", (width, height * len(labels)), 255)
+    draw = ImageDraw.Draw(picture)
+    for row, label in enumerate(labels):
+        draw.text((0, (row + 0.5) * height), label, fill=0, font=font, anchor="lm")
+    return np.array(picture)

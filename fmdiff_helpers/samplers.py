@@ -1,6 +1,7 @@
 """The way back from noise to data: samplers, as pure functions of (model, x, schedule).
 
 `model(xt, t, y)` predicts the noise in xt (B, ...) at step t (B,), and x is where the chain starts: noise from N(0, I).
+A network that predicts x0 instead goes through `noise_predictor` first.
 Fewer steps than the schedule has are spread evenly over it, both ends included. `clip` keeps the predicted x0 where
 data are: 1 for pixels, more for latents, math.inf for no clip. `watch` is called with each `Step`, on the way.
 """
@@ -28,6 +29,11 @@ class Step(NamedTuple):
     eps_hat: Tensor
     noise: Tensor
     x_prev: Tensor
+
+
+def noise_predictor(model: Callable, schedule: Schedule) -> Callable:
+    """Return the network as one that predicts the noise, from one that predicts x0. Built in lesson 02."""
+    return lambda x, t, y=None: eps_from_x0(x, t, model(x, t, y), schedule)
 
 
 def respace(schedule: Schedule, num_steps: int | None = None) -> tuple[Tensor, Schedule]:
@@ -112,16 +118,17 @@ def sample_ddim(
     return x
 
 
-def in_batches(sample: Callable[[Tensor], Tensor], x: Tensor, batch_size: int = 500) -> Tensor:
-    """Apply `sample` to x (N, ...) in batches, smaller ones where the device's memory is not enough; show progress.
+def in_batches(sample: Callable[..., Tensor], *inputs: Tensor, batch_size: int = 500) -> Tensor:
+    """Apply `sample` to inputs (N, ...) in batches, smaller ones where the device's memory is too small; show progress.
 
     A batch that did not fit has used up random numbers: the samples after it are others than on a larger device.
     """
     samples, done = [], 0
-    with tqdm(total=len(x), unit="image", leave=False, disable=len(x) <= batch_size) as bar:
-        while done < len(x):
+    n = len(inputs[0])
+    with tqdm(total=n, unit="image", leave=False, disable=n <= batch_size) as bar:
+        while done < n:
             try:
-                samples.append(sample(x[done : done + batch_size]))
+                samples.append(sample(*(x[done : done + batch_size] for x in inputs)))
             except torch.OutOfMemoryError:
                 if batch_size == 1:
                     raise
@@ -138,14 +145,17 @@ def generate(
     n: int,
     seed: int = 0,
     num_steps: int | None = None,
+    y: Tensor | None = None,
     watch: Callable[[Step], None] | None = None,
 ) -> Tensor:
     """Draw n images (n, 1, 28, 28) by DDPM with all steps, or by DDIM with fewer; the same seed gives the same images.
 
-    `watch` sees the steps of each batch of 500 images, one batch after the other.
+    `y` (n,) are their labels, for networks that take them. `watch` sees the steps of each batch of 500 images, one
+    batch after the other.
     """
     generator = torch.Generator(schedule.beta.device).manual_seed(seed)
     x = torch.randn((n, 1, 28, 28), generator=generator, device=generator.device)
     sampler = sample_ddpm if num_steps in (None, schedule.T) else sample_ddim
     options = {"num_steps": num_steps, "watch": watch, "progress": n <= 500}
-    return in_batches(lambda part: sampler(model, part, schedule, generator, **options), x)
+    inputs = (x,) if y is None else (x, y.to(x.device))
+    return in_batches(lambda x, y=None: sampler(model, x, schedule, generator, y=y, **options), *inputs)

@@ -2,7 +2,7 @@
 
 A task is two functions. `draw(x0, generator)` returns all the randomness of a step as tensors (B, ...), and
 `loss_fn(model, x0, y, *drawn)` the loss of each image (B,). Drawn apart from the loss, the same randomness can be
-split over several processes, or fixed once for validation.
+split over several processes, or fixed once for validation. A loss with a memory is an nn.Module; checkpoints keep it.
 """
 
 import copy
@@ -24,11 +24,13 @@ from fmdiff_helpers.data import to_model
 
 REPORT_EVERY = 50  # steps between two points of the loss curve
 # What a recipe says unless it says otherwise. `lr` is the highest learning rate, reached after `warmup` steps; the norm
-# of a gradient is at most `clip`; `every` is the number of steps between two validations and checkpoints.
+# of a gradient is at most `clip`; `every` is the number of steps between two validations and checkpoints. After the
+# warm-up the learning rate falls from its peak to 0 in each of `cycles` equal parts of the training.
 DEFAULTS = {
     "batch_size": 128,
     "lr": 2e-3,
     "warmup": 100,
+    "cycles": 1,
     "weight_decay": 0.0,
     "clip": 1.0,
     "ema_decay": 0.999,
@@ -51,11 +53,14 @@ def device_name(device: torch.device) -> str:
     return f"{device.type}, {torch.get_num_threads()} threads, {platform.machine()}"
 
 
-def learning_rate(step: int, steps: int, warmup: int) -> float:
-    """Return the share of the full learning rate at a step: a linear rise over `warmup` steps, then half a cosine."""
+def learning_rate(step: int, steps: int, warmup: int, cycles: int = 1) -> float:
+    """Return the share of the full learning rate at a step: a linear rise, then `cycles` times half a cosine.
+
+    (Loshchilov & Hutter 2017, eq. 5, with cycles of equal length)
+    """
     if step < warmup:
         return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+    return 0.5 * (1 + math.cos(math.pi * (cycles * (step - warmup) / max(1, steps - warmup) % 1)))
 
 
 class Run:
@@ -100,8 +105,9 @@ class Run:
     def train_step(self, x0: Tensor, y: Tensor) -> Tensor:
         """Take one step down the loss of a batch; return the loss, still on the device."""
         drawn = self.draw(x0, self.generator)
+        when = self.step, self.recipe["steps"], self.recipe["warmup"], self.recipe["cycles"]
         for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe["lr"] * learning_rate(self.step, self.recipe["steps"], self.recipe["warmup"])
+            group["lr"] = self.recipe["lr"] * learning_rate(*when)
         self.optimizer.zero_grad()
         loss = self.loss_fn(self.model, *map(self.share, (x0, y, *drawn))).mean()
         self.accelerator.backward(loss)
@@ -161,6 +167,7 @@ class Run:
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
+            "loss": self.loss_fn.state_dict() if isinstance(self.loss_fn, nn.Module) else None,
             "generator": self.generator.get_state(),
             "rng": [torch.get_rng_state(), *torch.cuda.get_rng_state_all()],
         }
@@ -173,6 +180,8 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(state["scaler"])
+        if isinstance(self.loss_fn, nn.Module):
+            self.loss_fn.load_state_dict(state["loss"])
         self.generator.set_state(state["generator"])
         rng, *cuda = state["rng"]
         torch.set_rng_state(rng)

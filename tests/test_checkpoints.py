@@ -278,7 +278,7 @@ ODD = {
     "a module inside": "unet.torch",
     "the class of modules": "unet.__class__",
     "the builtins": "unet.__builtins__",
-    "a function": "unet.linear_attention",
+    "a function": "layers.linear_attention",
     "a foreign class": "unet.Tensor",
     "a foreign function": "unet.rearrange",
 }

@@ -320,19 +320,26 @@ def test_help_lists_training_sampling_and_measuring():
 
 @pytest.fixture
 def tiny(tmp_path, monkeypatch) -> Path:
-    """An empty working folder, and in the place of `data/weights` a tiny denoiser of 8 steps and a tiny classifier."""
+    """An empty working folder, and in the place of `data/weights` two tiny denoisers of 8 steps and a tiny classifier.
+
+    The denoiser "labelled" takes labels and predicts x0; "tiny" predicts the noise.
+    """
     published = tmp_path / "published"
     unet = {"width": 8, "mults": [1, 2], "patch": 2, "depth": 1, "block": "resnet", "num_classes": 0}
+    transformer = {"patch": 7, "dim": 16, "depth": 1, "heads": 2, "ff_dim": 16, "num_classes": 10}
+    chain = {"schedule": {"beta": "cosine_beta", "T": 8}, "recipe": {}}
     cards = {
-        "tiny": {"network": "unet.UNet", "arguments": unet, "schedule": {"beta": "cosine_beta", "T": 8}, "recipe": {}},
+        "tiny": {"network": "unet.UNet", "arguments": unet} | chain,
+        "labelled": {"network": "transformer.Transformer", "arguments": transformer, "target": "x0"} | chain,
         "classifier": {"network": "classifier.Classifier", "arguments": {"width": 4, "num_classes": 10}, "recipe": {}},
     }
     for name, card in cards.items():
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model = checkpoints.build(card)
-            if name == "tiny":  # an untrained one says "no noise" to everything
-                torch.nn.init.normal_(model.out[2].weight, std=0.2)
+            for parameter in model.parameters():  # untrained denoisers say "no noise" or "grey" to everything
+                if not parameter.any():
+                    torch.nn.init.normal_(parameter, std=0.2)
         checkpoints.save_weights(published / f"{name}.safetensors", model, card)
     monkeypatch.setattr(checkpoints, "PUBLISHED", published)
     (tmp_path / "here").mkdir()
@@ -348,12 +355,15 @@ def garments(monkeypatch) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     return splits
 
 
-def generated(n: int, seed: int = 0, num_steps: int | None = None) -> torch.Tensor:
-    """Return the images that the tiny denoiser draws, uint8 (n, 1, 28, 28)."""
+def generated(n: int, seed: int = 0, num_steps: int | None = None, y: torch.Tensor | None = None) -> torch.Tensor:
+    """Return the images that the tiny denoiser draws, or with labels the labelled one, uint8 (n, 1, 28, 28)."""
     device = PartialState().device
-    model = checkpoints.load_pretrained("tiny", device)
-    schedule = recipes.schedule_of(checkpoints.read_card("tiny")).to(device)
-    return data.to_uint8(samplers.generate(model, schedule, n, seed, num_steps))
+    name = "tiny" if y is None else "labelled"
+    model = checkpoints.load_pretrained(name, device)
+    schedule = recipes.schedule_of(checkpoints.read_card(name)).to(device)
+    if y is not None:
+        model = samplers.noise_predictor(model, schedule)
+    return data.to_uint8(samplers.generate(model, schedule, n, seed, num_steps, y))
 
 
 def check_refused(folder: Path, arguments: list[str], *said: str) -> None:
@@ -372,7 +382,7 @@ def check_refused(folder: Path, arguments: list[str], *said: str) -> None:
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (["tniy"], ["'tniy'", "published are: classifier, tiny", "or name a folder of `fmdiff train`"]),
+        (["tniy"], ["'tniy'", "published are: classifier, labelled, tiny", "or name a folder of `fmdiff train`"]),
         (["tiny", "--steps", "0"], ["--steps is 0", "expected 1 to 8", "'tiny'"]),
         (["tiny", "--steps", "9"], ["--steps is 9", "expected 1 to 8", "'tiny'"]),
     ],
@@ -491,6 +501,59 @@ def test_sample_refuses_what_it_cannot_write(tiny, arguments, said):
     assert (tiny / "file").read_text() == "mine"
 
 
+# fmdiff sample, with labels
+
+
+@pytest.mark.parametrize(
+    "label, number",
+    [("Dress", 3), ("dRESS", 3), ("3", 3), ("t-SHIRT", 0), ("0", 0), ("ankle boot", 9), ("9", 9)],
+)
+def test_a_label_is_a_name_in_any_case_or_a_number(tiny, label, number):
+    assert fmdiff("sample", "labelled", "-n", "5", "--label", label, "--steps", "2", "-o", "x.npz").exit_code == 0
+    with np.load("x.npz") as arrays:
+        y = torch.full((5,), number)
+        assert sorted(arrays) == ["images", "labels"] and arrays["labels"].tolist() == [number] * 5
+        assert np.array_equal(arrays["images"], generated(5, num_steps=2, y=y)[:, 0].cpu())
+        assert not np.array_equal(arrays["images"], generated(5, num_steps=2, y=(y + 1) % 10)[:, 0].cpu())
+
+
+def test_every_kind_has_its_name_and_its_number():
+    for number, name in enumerate(data.CLASS_NAMES):
+        for label in (name, name.upper(), str(number)):
+            assert cli.choose_labels(label, 2, takes_labels=True).tolist() == [number] * 2
+
+
+def test_without_a_label_all_ten_kinds_come_in_turn(tiny):
+    assert fmdiff("sample", "labelled", "-n", "23", "-o", "x.npz").exit_code == 0
+    with np.load("x.npz") as arrays:
+        y = torch.tensor([*range(10), *range(10), 0, 1, 2])
+        assert arrays["labels"].tolist() == y.tolist()
+        assert np.array_equal(arrays["images"], generated(23, y=y)[:, 0].cpu())
+
+
+@pytest.mark.parametrize("label", ["Hat", "10", "-1", "", "dres", "1.0"])
+def test_a_label_that_is_none_is_refused_with_the_list(tiny, label):
+    known = ["0 T-shirt", "3 Dress", "9 Ankle boot"]
+    check_refused(tiny, ["sample", "labelled", f"--label={label}"], f"--label is {label!r}", *known)
+
+
+def test_a_label_for_a_network_without_is_refused(tiny):
+    check_refused(tiny, ["sample", "tiny", "--label", "Dress"], "--label is 'Dress'", "leave --label out")
+
+
+@pytest.mark.parametrize("ending", [".png", ".webp"])
+@pytest.mark.parametrize("options, columns", [([], 10), (["--label", "Bag"], None)])
+def test_in_a_grid_of_all_kinds_each_has_its_column(tiny, ending, options, columns):
+    arguments = ["-n", "23", "--steps", "2", "--out", f"x{ending}", *options]
+    assert fmdiff("sample", "labelled", *arguments).exit_code == 0
+    y = torch.full((23,), 8) if options else torch.arange(23) % 10
+    with Image.open(tiny / f"x{ending}") as picture:
+        picture.seek(picture.n_frames - 1 if ending == ".webp" else 0)
+        expected = export.grid(generated(23, num_steps=2, y=y), columns)
+        assert np.array_equal(np.asarray(picture.convert("L")), np.asarray(expected))
+        assert picture.size == ((10 if columns else 5) * 29 * 3, (3 if columns else 5) * 29 * 3)
+
+
 # fmdiff evaluate
 
 
@@ -536,6 +599,22 @@ def test_evaluate_prints_a_table(tiny, garments):
     for row in rows:
         name, *values = row.split()
         assert values == [f"{value:.4f}" for value in (*found["measures"][name], *found["floor"][name])]
+
+
+def test_evaluate_tells_how_many_garments_are_of_the_kind_that_was_asked_for(tiny, garments):
+    """All ten kinds in turn; the floor has no such measure, and its columns stay empty."""
+    arguments = ["evaluate", "labelled", "-n", "210", "--seeds", "2", "--steps", "2"]
+    found, table = json.loads(fmdiff(*arguments, "--json").stdout), fmdiff(*arguments).stdout.splitlines()
+    classifier, y, shares = checkpoints.load_pretrained("classifier", PartialState().device), torch.arange(210) % 10, []
+    for seed in (0, 1):
+        said = classifier(data.to_model(generated(210, seed, 2, y))).argmax(1).cpu()
+        shares.append((said == y).double().mean())
+    expected = [torch.stack(shares).mean().item(), torch.stack(shares).std().item()]
+    assert found["measures"]["label_accuracy"] == pytest.approx(expected, rel=1e-6, abs=1e-9)
+    assert list(found["measures"]) == [*found["floor"], "label_accuracy"]
+    name, *values = table[-1].split()
+    assert name == "label_accuracy" and values == [f"{value:.4f}" for value in expected]
+    assert len(table[-1]) == len(table[-2]) - 20
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from fmdiff_helpers.diffusion import (
     velocity,
     x0_from_eps,
     x0_from_v,
+    x0_loss,
 )
 from fmdiff_helpers.schedules import (
     Schedule,
@@ -404,6 +405,33 @@ def test_a_training_step_draws_what_its_generator_says_and_leaves_global_random_
     assert torch.get_rng_state().equal(before)
 
 
+@pytest.mark.parametrize("shape", [(4, 1, 28, 28), (4, 3, 2, 5), (4, 7)])
+def test_the_loss_of_a_model_of_x0_is_the_mean_of_its_squared_errors(shape):
+    x0, eps, t, y = normal(*shape), normal(*shape, seed=1), torch.tensor([2, 0, 3, 1]), torch.tensor([7, 7, 1, 0])
+
+    def model(xt, step, label):
+        assert xt.equal(add_noise(x0, t, eps, UNEVEN)) and step is t and label is y
+        return x0 - (1.0 + t).reshape(-1, *[1] * (xt.ndim - 1)) * eps
+
+    expected = [(1 + step) ** 2 * image.pow(2).sum() / image.numel() for step, image in zip(t, eps, strict=True)]
+    assert_close(x0_loss(model, x0, y, t, eps, UNEVEN), torch.stack(expected), **CLOSE)
+
+
+@every_schedule
+def test_the_loss_of_x0_is_that_of_the_noise_divided_by_the_signal_to_noise_ratio(schedule):
+    """The same error said of the noise, as x0 = (xt - b eps) / a: (b / a)^2 times as large of x0."""
+    x0, eps, t = normal(schedule.T, 4), normal(schedule.T, 4, seed=1), torch.arange(schedule.T)
+
+    def eps_model(xt, t, y):
+        return torch.tanh(xt)
+
+    def x0_model(xt, t, y):
+        return x0_from_eps(xt, t, eps_model(xt, t, y), schedule)
+
+    of_eps, of_x0 = (f(m, x0, None, t, eps, schedule) for f, m in ((simple_loss, eps_model), (x0_loss, x0_model)))
+    assert_close(of_x0 * schedule.alpha_bar / (1 - schedule.alpha_bar), of_eps, rtol=1e-6, atol=1e-9)
+
+
 # Validation
 
 
@@ -445,6 +473,19 @@ def test_validation_loss_is_a_mean_over_all_steps_and_its_bins_are_means_from_lo
     assert_close(torch.tensor(found["bins"]).double(), torch.stack(expected), rtol=1e-5, atol=1e-5)
     assert_close(found["loss"], sum(found["bins"]) / bins, rtol=1e-5, atol=0)
     assert all(isinstance(value, float) for value in (found["loss"], *found["bins"]))
+
+
+def test_validation_takes_another_loss():
+    """A model of x0 that is off by sqrt(t) has the x0 loss t, and as a model of the noise another one."""
+    schedule, x0 = SCHEDULES["cosine"], normal(200, 3)
+
+    def model(xt, t, y):
+        return x0 + t.double().sqrt()[:, None]
+
+    found = validation_loss(model, x0, None, schedule, loss_fn=x0_loss)
+    assert_close(torch.tensor(found["bins"]), torch.arange(10) * 20 + 9.5, rtol=1e-5, atol=1e-5)
+    assert_close(found["loss"], 99.5, rtol=1e-5, atol=0)
+    assert found != validation_loss(model, x0, None, schedule)
 
 
 def test_validation_has_10_bins_passes_labels_on_and_needs_no_gradient():

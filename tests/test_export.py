@@ -34,19 +34,23 @@ def read_frames(path: Path) -> tuple[list[np.ndarray], list[int], int]:
 # grid
 
 
+SQUARES = [(1, 1, 1), (2, 1, 2), (4, 2, 2), (5, 2, 3), (9, 3, 3), (10, 3, 4), (12, 3, 4), (13, 4, 4), (100, 10, 10)]
+ROWS = [(20, 2, 10), (23, 3, 10), (3, 1, 10), (3, 3, 1)]
+
+
 @pytest.mark.parametrize(
-    "n, rows, columns",
-    [(1, 1, 1), (2, 1, 2), (4, 2, 2), (5, 2, 3), (9, 3, 3), (10, 3, 4), (12, 3, 4), (13, 4, 4), (100, 10, 10)],
+    "n, rows, columns, given",
+    [(*square, None) for square in SQUARES] + [(n, rows, columns, columns) for n, rows, columns in ROWS],
 )
 @pytest.mark.parametrize("scale", [1, 2])
-def test_grid_puts_the_images_row_by_row_with_white_around(n, rows, columns, scale):
+def test_grid_puts_the_images_row_by_row_with_white_around(n, rows, columns, given, scale):
     """Each image of 4x3 pixels has a white line at its right and at its foot; what no image fills is white."""
     images = draw(n, height=4, width=3)
     expected = np.full((rows * 5, columns * 4), 255, dtype=np.uint8)
     for k, image in enumerate(images[:, 0].numpy()):
         row, column = divmod(k, columns)
         expected[row * 5 : row * 5 + 4, column * 4 : column * 4 + 3] = image
-    picture = grid(images, scale)
+    picture = grid(images, given, scale)
     assert picture.mode == "L" and picture.size == (columns * 4 * scale, rows * 5 * scale)
     for down in range(scale):
         for right in range(scale):
@@ -60,12 +64,13 @@ def test_a_pixel_is_three_pixels_wide():
 # save_images
 
 
-def test_a_png_holds_the_pixels_of_the_grid(tmp_path):
+@pytest.mark.parametrize("columns", [None, 4])
+def test_a_png_holds_the_pixels_of_the_grid(tmp_path, columns):
     images = draw(5)
-    save_images(tmp_path / "samples.png", images)
+    save_images(tmp_path / "samples.png", images, columns=columns)
     with Image.open(tmp_path / "samples.png") as picture:
         assert picture.format == "PNG" and picture.mode == "L"
-        np.testing.assert_array_equal(pixels(picture), pixels(grid(images)))
+        np.testing.assert_array_equal(pixels(picture), pixels(grid(images, columns)))
 
 
 def test_an_npz_holds_the_images_as_they_are(tmp_path):
@@ -92,13 +97,14 @@ def test_an_npz_of_plain_pictures_is_packed(tmp_path):
 
 
 @pytest.mark.parametrize("ending", [".gif", ".webp"])
-def test_an_animation_holds_each_frame_exactly_loops_and_rests_on_the_last(tmp_path, ending):
+@pytest.mark.parametrize("columns", [None, 4])
+def test_an_animation_holds_each_frame_exactly_loops_and_rests_on_the_last(tmp_path, ending, columns):
     frames = [draw(5, seed) for seed in range(4)]
-    save_animation(tmp_path / f"steps{ending}", frames, milliseconds=120)
+    save_animation(tmp_path / f"steps{ending}", frames, 120, columns)
     found, durations, loop = read_frames(tmp_path / f"steps{ending}")
     assert len(found) == 4 and durations == [120, 120, 120, 2000] and loop == 0
     for picture, frame in zip(found, frames, strict=True):
-        np.testing.assert_array_equal(picture, pixels(grid(frame)))
+        np.testing.assert_array_equal(picture, pixels(grid(frame, columns)))
 
 
 @pytest.mark.parametrize("ending", [".gif", ".webp"])

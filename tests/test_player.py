@@ -19,8 +19,17 @@ from PIL import Image
 from fmdiff_helpers import player, schedules
 from fmdiff_helpers.data import CLASS_NAMES, to_model, to_uint8
 from fmdiff_helpers.diffusion import add_noise
-from fmdiff_helpers.player import SCHEDULES, Explorer, Filmstrip, LiveLoss, NoisingExplorer, ReverseExplorer
-from fmdiff_helpers.plots import histogram_frame, tile
+from fmdiff_helpers.player import (
+    SCHEDULES,
+    Explorer,
+    Filmstrip,
+    KindsExplorer,
+    LiveLoss,
+    NoisingExplorer,
+    ReverseExplorer,
+)
+from fmdiff_helpers.plots import histogram_frame, label_frame, tile
+from fmdiff_helpers.samplers import sample_ddim, sample_ddpm
 from fmdiff_helpers.schedules import Schedule, cosine_beta
 from fmdiff_helpers.standin import draw_garments
 
@@ -512,6 +521,43 @@ def test_without_the_clip_the_picture_leaves_its_range():
     assert all(step.x0_hat.abs().max() <= 1 for step in explorer.steps)
     explorer.controls["clip"].value = False
     assert any(step.x0_hat.abs().max() > 1 for step in explorer.steps)
+
+
+# all kinds of garments
+
+
+def labelled(x, t, y):
+    """A denoiser whose answer depends on the label."""
+    return 0.9 * x + 0.05 * y.reshape(-1, 1, 1, 1)
+
+
+CHAIN = Schedule(cosine_beta(50))
+
+
+def test_ten_kinds_from_the_same_two_starts_and_what_each_step_took_for_the_clean_picture():
+    explorer = KindsExplorer(labelled, CHAIN)
+    assert explorer.slider.value == explorer.slider.max == 9 and len(explorer.steps) == 10
+    start = explorer.steps[0].xt.reshape(10, 2, 1, 28, 28)
+    assert all(torch.equal(start[0], others) for others in start) and not torch.equal(start[0, 0], start[0, 1])
+    for taken, step in enumerate(explorer.steps):
+        panels, readout = explorer.draw(taken)
+        assert f"t = {step.t:4d}" in readout
+        assert (panels["kind"] == label_frame(CLASS_NAMES)).all() and len(panels["kind"]) == 2 * len(panels["x_t"])
+        assert (panels["x_t"] == tile(to_uint8(step.xt), columns=2).numpy()).all()
+        assert (panels["x0_hat, predicted"] == tile(to_uint8(step.x0_hat), columns=2).numpy()).all()
+
+
+@pytest.mark.parametrize("name, sampler", [("DDIM", sample_ddim), ("DDPM", sample_ddpm)])
+@pytest.mark.parametrize("num_steps", [2, 50])
+def test_seed_sampler_and_number_of_steps_are_those_that_were_chosen(name, sampler, num_steps):
+    explorer = KindsExplorer(labelled, CHAIN)
+    for control, value in {"seed": 5, "sampler": name, "num_steps": num_steps}.items():
+        explorer.controls[control].value = value
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn((2, 1, 28, 28), generator=generator).repeat(10, 1, 1, 1)
+    y = torch.arange(20) // 2
+    expected = sampler(labelled, x, CHAIN, generator, num_steps, y)
+    assert torch.equal(explorer.steps[-1].x_prev, expected) and explorer.slider.max == num_steps - 1
 
 
 # the loss while it trains

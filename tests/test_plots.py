@@ -15,6 +15,7 @@ from fmdiff_helpers.plots import (
     histogram_frame,
     histograms,
     image_grid,
+    label_frame,
     new_figure,
     normal_density,
     schedule_curves,
@@ -299,3 +300,18 @@ def test_the_same_values_give_the_same_frame():
     before = torch.get_rng_state()
     assert np.array_equal(histogram_frame(sample("normal")), histogram_frame(sample("normal")))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_labels_stand_in_the_middle_of_their_rows_black_on_white():
+    frame = label_frame(["T-shirt", "Ankle boot", ""], height=40)
+    assert frame.dtype == np.uint8 and frame.shape[0] == 120 and frame.max() == 255
+    for row in range(2):
+        ink = (frame[40 * row : 40 * row + 40] < 128).any(axis=1).nonzero()[0]
+        assert 8 < ink.min() < ink.max() < 32
+    assert (frame[80:] == 255).all() and (frame[:, -1] == 255).all()  # the longest label is not cut off
+
+
+def test_curves_take_a_logarithmic_axis_in_both_directions():
+    axis = curves([1, 10], {"a": [1, 100]}, "x", "y", yscale="log", xscale="log").axes[0]
+    assert (axis.get_xscale(), axis.get_yscale()) == ("log", "log")
+    assert curves([1, 10], {"a": [1, 100]}, "x", "y").axes[0].get_xscale() == "linear"

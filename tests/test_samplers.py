@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from fmdiff_helpers.diffusion import add_noise, eps_from_x0, posterior
-from fmdiff_helpers.samplers import generate, in_batches, respace, sample_ddim, sample_ddpm
+from fmdiff_helpers.diffusion import add_noise, eps_from_x0, posterior, x0_from_eps
+from fmdiff_helpers.samplers import generate, in_batches, noise_predictor, respace, sample_ddim, sample_ddpm
 from fmdiff_helpers.schedules import Schedule, cosine_beta, rescaled_linear_beta
 
 # Four steps far apart, and not in order, so that a step taken for its neighbour is seen at once.
@@ -125,6 +125,81 @@ def test_on_gaussian_data_a_thousand_steps_end_in_the_data(name):
     assert_close((mean / STD)[:2], (MEAN / STD)[:2], rtol=0, atol=0.02)
     assert_close(std[:2], STD[:2], rtol=0.02, atol=0)
     check_end(name, schedule, None)
+
+
+# Networks that predict x0
+
+
+def guess_x0(xt, t, y):
+    """A model of x0 that depends on every pixel, on t and on the label."""
+    return torch.tanh(xt - 0.01 * (t + 0 if y is None else t + y).reshape(-1, *[1] * (xt.ndim - 1)))
+
+
+@pytest.mark.parametrize("schedule", [COSINE, LINEAR, UNEVEN], ids=["cosine", "linear", "uneven"])
+def test_the_noise_of_a_network_that_predicts_x0_leads_back_to_that_x0(schedule):
+    t, y = torch.arange(schedule.T), torch.arange(schedule.T) % 10
+    xt = normal(schedule.T, 1, 4, 4)
+    for label in (None, y):
+        x0 = guess_x0(xt, t, label)
+        eps = noise_predictor(guess_x0, schedule)(xt, t, label)
+        assert_close(x0_from_eps(xt, t, eps, schedule), x0, **CLOSE)
+        alpha_bar = (1 - schedule.beta).cumprod(0).reshape(-1, 1, 1, 1)
+        assert_close(eps, (xt - alpha_bar.sqrt() * x0) / (1 - alpha_bar).sqrt(), **CLOSE)
+    assert noise_predictor(guess_x0, schedule)(xt, t).equal(noise_predictor(guess_x0, schedule)(xt, t, None))
+
+
+def test_where_nearly_nothing_but_noise_is_left_float32_still_leads_back():
+    """At the noisiest step the signal scale is 2e-4, by which the rounding of the noise is divided."""
+    schedule = Schedule(cosine_beta(200))
+    xt, t = normal(500, 1, 4, 4).float(), torch.full((500,), 199)
+    eps = noise_predictor(guess_x0, schedule)(xt, t)
+    assert eps.dtype == torch.float32
+    assert_close(x0_from_eps(xt, t, eps, schedule), guess_x0(xt, t, None), rtol=0, atol=2e-3)
+
+
+def best_x0(schedule):
+    """Return the best model of x0 for data N(MEAN, STD^2): E[x0 | xt]."""
+
+    def model(xt, t, y):
+        a, b = schedule.signal_scale[t, None], schedule.noise_scale[t, None]
+        return MEAN + a * STD**2 * (xt - a * MEAN) / (a**2 * STD**2 + b**2)
+
+    return model
+
+
+@every_sampler
+@pytest.mark.parametrize("num_steps", [None, 7, 1])
+def test_the_best_model_of_x0_draws_what_the_best_model_of_the_noise_draws(name, num_steps):
+    x, options = normal(20, 3), {"num_steps": num_steps, "clip": math.inf}
+    expected, _ = walk(name, COSINE, x, best(COSINE), **options)
+    samples, _ = walk(name, COSINE, x, noise_predictor(best_x0(COSINE), COSINE), **options)
+    assert_close(samples, expected, **CLOSE)
+
+
+def test_ten_steps_of_a_sampler_restore_the_data_and_ten_of_feeding_x0_back_end_in_one_picture():
+    """The data are pixels N(-0.6, 0.05^2), 7 in 10, or N(0.6, 0.05^2); E[x0 | xt] is known by Bayes' rule.
+
+    Far from the data E[x0 | xt] is the mean of all data, whatever xt: fed back as the next xt, it is all that is left.
+    """
+    schedule, n = Schedule(cosine_beta(200)), DRAWS
+    share, mean, std = torch.tensor([0.7, 0.3]).double(), torch.tensor([-0.6, 0.6]).double(), 0.05
+    spread = math.sqrt(0.7 * 0.3 * 1.2**2 + std**2)
+
+    def model(xt, t, y):
+        a, b = schedule.signal_scale[t, None], schedule.noise_scale[t, None]
+        variance = a**2 * std**2 + b**2
+        kind = (share.log() - (xt - a * mean) ** 2 / (2 * variance)).softmax(dim=1)
+        return (kind * (mean + a * std**2 / variance * (xt - a * mean))).sum(dim=1, keepdim=True)
+
+    x, options = normal(n, 1, seed=1), {"num_steps": 10, "clip": math.inf}
+    for sampler in (sample_ddim, sample_ddpm):
+        samples = sampler(noise_predictor(model, schedule), x, schedule, seeded(), **options)
+        assert_close(samples.std().item(), spread, rtol=0.1, atol=0)
+        assert_close((samples > 0).double().mean().item(), 0.3, rtol=0, atol=0.05)
+    fed_back = x
+    for t in respace(schedule, 10)[0].flip(0):
+        fed_back = model(fed_back, t.expand(n), None)
+    assert fed_back.std() < 0.5 * spread
 
 
 # A model that is never wrong
@@ -433,7 +508,7 @@ def batches(sample=double, limit: int = 10**9, error: type[Exception] = torch.Ou
 )
 def test_batches_together_are_all_images_in_order(n, batch_size, expected):
     (sample, sizes), x = batches(), torch.arange(n) + 1.0
-    assert in_batches(sample, x, batch_size).equal(double(x))
+    assert in_batches(sample, x, batch_size=batch_size).equal(double(x))
     assert sizes == expected
 
 
@@ -443,12 +518,26 @@ def test_a_batch_is_500_images_if_nothing_else_is_said():
     assert sizes == [500, 500, 1]
 
 
+@pytest.mark.parametrize("limit", [10**9, 2])
+def test_several_inputs_are_cut_alike(limit):
+    x, y, seen = torch.arange(7.0), 10 + torch.arange(7), []
+
+    def sample(part, labels):
+        if len(part) > limit:
+            raise torch.OutOfMemoryError("no memory")
+        seen.append(len(part))
+        return torch.stack([part, labels], dim=1)
+
+    assert in_batches(sample, x, y, batch_size=4).equal(torch.stack([x, y], dim=1))
+    assert seen == ([4, 3] if limit > 4 else [2, 2, 2, 1])
+
+
 def test_a_deterministic_sampler_draws_the_same_images_in_batches():
     x = normal(7, 1, 4, 4)
     whole = sample_ddim(guess, x, COSINE, num_steps=5)
     for batch_size in (1, 3, 7, 10):
         sample, _ = batches(lambda part: sample_ddim(guess, part, COSINE, num_steps=5))
-        assert_close(in_batches(sample, x, batch_size), whole, rtol=1e-12, atol=1e-12)
+        assert_close(in_batches(sample, x, batch_size=batch_size), whole, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -456,7 +545,7 @@ def test_a_deterministic_sampler_draws_the_same_images_in_batches():
 )
 def test_batches_are_halved_until_memory_is_enough_and_no_image_is_lost_or_doubled(limit, expected):
     (sample, sizes), x = batches(limit=limit), torch.arange(11.0)
-    assert in_batches(sample, x, 8).equal(double(x))
+    assert in_batches(sample, x, batch_size=8).equal(double(x))
     assert sizes == expected
 
 
@@ -469,21 +558,21 @@ def test_memory_that_runs_out_later_halves_only_what_is_left():
             raise torch.OutOfMemoryError("no memory")
         return part + 1
 
-    assert in_batches(sample, x, 4).equal(x + 1)
+    assert in_batches(sample, x, batch_size=4).equal(x + 1)
     assert sizes == [4, 4, 2, 2]
 
 
 def test_no_memory_for_a_single_image_is_an_error():
     sample, sizes = batches(limit=0)
     with pytest.raises(torch.OutOfMemoryError, match="no memory for 1"):
-        in_batches(sample, torch.arange(9.0), 4)
+        in_batches(sample, torch.arange(9.0), batch_size=4)
     assert sizes == [4, 2, 1]
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory():
     sample, sizes = batches(limit=0, error=RuntimeError)
     with pytest.raises(RuntimeError, match="no memory for 4"):
-        in_batches(sample, torch.arange(9.0), 4)
+        in_batches(sample, torch.arange(9.0), batch_size=4)
     assert sizes == [4]
 
 
@@ -542,3 +631,24 @@ def test_more_than_500_images_come_in_batches_that_all_differ():
     assert not torch.allclose(steps[0].xt[:2], steps[2].xt, atol=0.01)
     _, steps = draw(502, UNEVEN)
     assert not torch.allclose(steps[0].noise[:2], steps[4].noise, atol=0.01)
+
+
+@pytest.mark.parametrize("num_steps", [None, 2])
+def test_labels_reach_the_model_batch_by_batch_in_order(num_steps):
+    y, seen = torch.arange(502) % 10, []
+
+    def model(xt, t, labels):
+        seen.append(labels)
+        return guess(xt, t, labels)
+
+    images = generate(model, UNEVEN, 502, num_steps=num_steps, y=y)
+    each = 4 if num_steps is None else 2
+    assert all(labels.equal(y[:500]) for labels in seen[:each])
+    assert all(labels.equal(y[500:]) for labels in seen[each:]) and len(seen) == 2 * each
+    assert images.equal(generate(guess, UNEVEN, 502, num_steps=num_steps))  # the same noise with labels and without
+
+
+def test_without_labels_the_model_gets_none():
+    seen = []
+    generate(lambda xt, t, y: seen.append(y) or guess(xt, t, y), UNEVEN, 2)
+    assert seen == [None] * 4

@@ -5,6 +5,7 @@ import copy
 import gc
 import io
 import itertools
+import math
 import os
 import runpy
 import signal
@@ -276,17 +277,41 @@ def test_the_learning_rate_rises_to_its_peak_and_ends_near_0():
     assert all(b < a for a, b in itertools.pairwise(curve[100:]))
 
 
-@pytest.mark.parametrize("steps, warmup", [(1, 0), (1, 1), (5, 5), (5, 100)])
-def test_the_learning_rate_stays_between_0_and_1_in_short_trainings(steps, warmup):
-    assert all(0 < train.learning_rate(step, steps, warmup) <= 1 for step in range(steps))
+@pytest.mark.parametrize("cycles", [1, 3])
+@pytest.mark.parametrize("steps, warmup", [(1, 0), (1, 1), (5, 5), (5, 100), (5, 1)])
+def test_the_learning_rate_stays_between_0_and_1_in_short_trainings(steps, warmup, cycles):
+    assert all(0 < train.learning_rate(step, steps, warmup, cycles) <= 1 for step in range(steps))
 
 
-def test_each_step_is_taken_with_its_learning_rate():
-    run = a_run(lr=0.02)
-    for step in range(6):
+@pytest.mark.parametrize("cycles, length", [(1, 60), (3, 20), (4, 7), (7, 3)])
+def test_cycles_are_the_warm_restarts_of_pytorch(cycles, length):
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, T_0=length)
+    expected = []
+    for _ in range(cycles * length):
+        expected += scheduler.get_last_lr()
+        optimizer.step()
+        scheduler.step()
+    found = [train.learning_rate(step, cycles * length, 0, cycles) for step in range(cycles * length)]
+    assert found == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_each_cycle_starts_at_the_peak_and_a_single_one_is_half_a_cosine():
+    curve = [train.learning_rate(step, 1100, 100, 4) for step in range(1100)]
+    assert [step for step in range(100, 1100) if curve[step] == 1] == [100, 350, 600, 850]
+    assert curve[:100] == [train.learning_rate(step, 1100, 100) for step in range(100)]
+    assert all(b < a for k in range(4) for a, b in itertools.pairwise(curve[100 + 250 * k : 350 + 250 * k]))
+    for step in range(100, 1100):
+        assert train.learning_rate(step, 1100, 100) == pytest.approx((1 + math.cos(math.pi * (step - 100) / 1000)) / 2)
+
+
+@pytest.mark.parametrize("cycles", [1, 3])
+def test_each_step_is_taken_with_its_learning_rate(cycles):
+    run = a_run(lr=0.02, cycles=cycles)
+    for step in range(8):
         run.train_step(*run.next_batch(IMAGES, LABELS))
         (group,) = run.optimizer.param_groups
-        assert group["lr"] == 0.02 * train.learning_rate(step, 12, 3)
+        assert group["lr"] == 0.02 * train.learning_rate(step, 12, 3, cycles)
 
 
 def test_weight_decay_comes_from_the_recipe():
@@ -737,6 +762,64 @@ def test_a_command_that_cannot_be_carried_out_fails_in_one_line(small_command):
     ):
         result = small_command(*arguments)
         assert result.exit_code == 2 and result.stderr.count("fmdiff: ") == 1 and words in result.stderr
+
+
+# A loss with a memory
+
+
+class Remembering(torch.nn.Module):
+    """A loss that is weighed by the mean of all losses so far, and stops or breaks at a call."""
+
+    def __init__(self, stop: int = 0, value: float = 1.0):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(1.0))
+        self.register_buffer("count", torch.tensor(0))
+        self.calls, self.stop, self.value = itertools.count(1), stop, value
+
+    def forward(self, *arguments):
+        loss, last = loss_fn(*arguments), next(self.calls) == self.stop
+        self.count += 1
+        self.mean += (loss.detach().mean() - self.mean) / self.count
+        if last and self.value == 1:
+            raise KeyboardInterrupt
+        return loss / self.mean * (self.value if last else 1)
+
+
+def same_memory(one, other) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in ("mean", "count"))
+
+
+@pytest.mark.parametrize("stop", [2, 6, 8, 12])
+@pytest.mark.parametrize("again", [False, True])
+def test_a_loss_with_a_memory_goes_on_where_it_was(tmp_path, stop, again):
+    """Interrupted in a stride, the memory goes back with the weights; the loss given again may be the same or new."""
+    whole, stopped = Remembering(), Remembering(stop)
+    _, expected = fit(tmp_path / "whole", loss_fn=whole)
+    fit(tmp_path / "parts", loss_fn=stopped)
+    kept = (stop - 1) // 4 * 4
+    assert stopped.count == kept and torch.load(tmp_path / "parts" / "checkpoint.pt")["loss"]["count"] == kept
+    resumed = stopped if again else Remembering()
+    _, history = fit(tmp_path / "parts", loss_fn=resumed)
+    assert same_weights(tmp_path / "parts", tmp_path / "whole") and history == expected
+    assert whole.count == 12 and same_memory(resumed.state_dict(), whole.state_dict())
+    states = [torch.load(tmp_path / name / "checkpoint.pt")["loss"] for name in ("parts", "whole")]
+    assert same_memory(*states) and same_memory(states[0], whole.state_dict())
+
+
+def test_a_loss_that_forgot_would_not_end_in_the_same_numbers(tmp_path):
+    fit(tmp_path / "whole", loss_fn=Remembering())
+    fit(tmp_path / "parts", loss_fn=Remembering(6))
+    path = tmp_path / "parts" / "checkpoint.pt"
+    torch.save(torch.load(path) | {"loss": Remembering().state_dict()}, path)
+    fit(tmp_path / "parts", loss_fn=Remembering())
+    assert not same_weights(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_after_a_loss_that_is_not_finite_its_memory_is_that_of_the_last_good_weights(tmp_path):
+    loss = Remembering(7, float("nan"))
+    with pytest.raises(FloatingPointError, match="weights of step 4 again"):
+        fit(tmp_path, loss_fn=loss)
+    assert loss.count == 4
 
 
 # What goes wrong

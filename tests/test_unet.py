@@ -8,15 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from fmdiff_helpers.models.unet import (
-    Attention,
-    ConvNeXtBlock,
-    ResNetBlock,
-    TimeEmbedding,
-    UNet,
-    linear_attention,
-    sinusoids,
-)
+from fmdiff_helpers.models.layers import TimeEmbedding, linear_attention, sinusoids
+from fmdiff_helpers.models.unet import Attention, ConvNeXtBlock, ResNetBlock, UNet
 
 # The network of the lessons, and shapes that differ in all that an argument can say; small, to be quick.
 NETWORKS = {
