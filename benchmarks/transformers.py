@@ -1,0 +1,130 @@
+"""Measure lesson 02's choices: attention, target and loss at equal training time; its sampler against the original's.
+
+uv run python benchmarks/transformers.py train NAME     one network by name, in the time of `LINEAR_STEPS`
+uv run python benchmarks/transformers.py measure NAME   one exhibit, into the card of the published network
+
+Names: those of `VARIANTS`, trained here; "right", the published network, and "fed back", the same in the original's
+loop.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from fmdiff_helpers.checkpoints import PUBLISHED, build, load_pretrained, read_card
+from fmdiff_helpers.data import load_fashion_mnist, to_uint8
+from fmdiff_helpers.diffusion import x0_loss
+from fmdiff_helpers.metrics import Judge, mean_and_spread
+from fmdiff_helpers.recipes import CARDS, load_denoiser, schedule_of, task
+from fmdiff_helpers.samplers import generate, in_batches, respace
+from fmdiff_helpers.train import Run, check_recipe, train
+
+LINEAR_STEPS = 1000  # eight minutes of one processor core
+SEEDS, STEPS = 3, 10
+CARD = PUBLISHED / "transformer.json"
+# What differs from the recipe of `fmdiff train transformer`, which "linear" is.
+VARIANTS = {
+    "linear": {},
+    "softmax": {"arguments": CARDS["transformer"]["arguments"] | {"attention": "softmax"}},
+    "eps": {"target": "eps"},
+    "squared": {},
+    "original rate": {"recipe": CARDS["transformer"]["recipe"] | {"lr": 3e-4}},
+}
+
+
+def stepper(card: dict, images: Tensor, labels: Tensor) -> Callable[[], None]:
+    """Return a function that takes one training step of a fresh network."""
+    card = card | {"recipe": check_recipe(card["recipe"] | {"steps": 1000}, len(images))}
+    loss, draw, data, _ = task(card, images, labels, torch.device("cpu"))
+    run = Run(build(card), loss, draw, card)
+    return lambda: run.train_step(*run.next_batch(*data))
+
+
+def equal_steps(card: dict, images: Tensor, labels: Tensor) -> int:
+    """Return how many steps take as long as `LINEAR_STEPS` of the linear network, both timed in turns."""
+    steppers = [stepper(c, images, labels) for c in (CARDS["transformer"], card)]
+    seconds = [[], []]
+    for _ in range(25):
+        for step, found in zip(steppers, seconds, strict=True):
+            start = time.process_time()
+            step()
+            found.append(time.process_time() - start)
+    linear, other = (sorted(found)[12] for found in seconds)
+    return round(LINEAR_STEPS * linear / other / 20) * 20
+
+
+def train_variant(name: str) -> None:
+    """Train one variant, into runs/transformer_NAME."""
+    torch.set_num_threads(1)
+    images, labels = load_fashion_mnist("train")
+    card = CARDS["transformer"] | VARIANTS[name]
+    steps = equal_steps(card, images, labels) if name == "softmax" else LINEAR_STEPS  # the others cost the same
+    card = card | {"recipe": card["recipe"] | {"steps": steps, "every": steps // 4, "cycles": 1}}
+    torch.manual_seed(0)
+    model = build(card)
+    loss, draw, data, validate = task(card, images, labels, torch.device("cpu"))
+    if name == "squared":
+        loss = partial(x0_loss, schedule=schedule_of(card))
+    train(model, loss, draw, data, validate, folder_of(name), card)
+
+
+def folder_of(name: str) -> str:
+    """Return where a variant is."""
+    return f"runs/transformer_{name.replace(' ', '_')}"
+
+
+@torch.no_grad()
+def feed_back(model: Callable, x: Tensor, y: Tensor, num_steps: int) -> Tensor:
+    """Draw samples as the original does: what the network says is the next step's input, and nothing else is."""
+    steps, _ = respace(schedule_of(read_card("transformer")), num_steps)
+    for t in reversed(steps.tolist()):
+        x = model(x, torch.full((len(x),), t), y)
+    return x
+
+
+def draw_samples(name: str, seed: int, y: Tensor) -> Tensor:
+    """Return the samples of an exhibit, one for each label."""
+    if name == "fed back":
+        model = load_pretrained("transformer")
+        x = torch.randn((len(y), 1, 28, 28), generator=torch.Generator().manual_seed(seed))
+        return in_batches(lambda x, y: feed_back(model, x, y, STEPS), x, y)
+    model, schedule = load_denoiser("transformer" if name == "right" else folder_of(name))
+    return generate(model, schedule, len(y), seed, STEPS, y)
+
+
+def spread_within(images: Tensor, y: Tensor) -> float:
+    """Return the standard deviation of pixels (-1 to 1) among images of one kind, a mean over pixels and kinds."""
+    return torch.stack([images[y == kind].std(dim=0).mean() for kind in range(10)]).mean().item()
+
+
+def measure(name: str) -> None:
+    """Measure one exhibit and add it to the results."""
+    torch.set_num_threads(1)
+    n, table = (2000, "choices") if name in VARIANTS else (10_000, "exhibits")
+    images = {split: load_fashion_mnist(split)[0] for split in ("train", "test")}
+    judge = Judge(load_pretrained("classifier"), images["train"], images["test"])
+    y, measured = torch.arange(n) % 10, []
+    for seed in range(SEEDS):
+        samples = draw_samples(name, seed, y).clamp(-1, 1)
+        measured.append(judge.measure(to_uint8(samples), y) | {"spread": spread_within(samples, y)})
+    found = {"floor": mean_and_spread(judge.floor(n)), name: mean_and_spread(measured)}
+    card = read_card("transformer")
+    card.setdefault(table, {"n": n, "seeds": SEEDS, "steps": STEPS, "device": "cpu"})
+    card[table] |= found
+    CARD.write_text(json.dumps(card, indent=1) + "\n")
+    print(name, found[name])
+
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case ["train", name] if name in VARIANTS:
+            train_variant(name)
+        case ["measure", name] if name in ("right", "fed back", *VARIANTS):
+            measure(name)
+        case _:
+            print(__doc__)
