@@ -89,6 +89,22 @@ def test_lesson_01_in_jupyterlab():
         check_slider_moves_picture(page, films.first, slider, slider)
 
 
+def test_lesson_02_in_jupyterlab():
+    with lesson_run("02", films=2) as page:
+        explorer, handle = check_explorer(page)
+        handle.focus()
+        page.keyboard.press("End")
+        page.wait_for_timeout(500)
+        garments = explorer.locator("img").last
+        by_ddim = pixels(garments)
+        explorer.locator("select").first.select_option("DDPM")
+        check_changes(page, garments, by_ddim)
+
+        film = page.locator("figure.fmdiff-film").last
+        slider = film.locator("input")
+        check_slider_moves_picture(page, film, slider, slider)
+
+
 def test_lesson_03_in_jupyterlab():
     with lesson_run("03", films=1) as page:
         explorer, handle = check_explorer(page)
@@ -101,7 +117,7 @@ def test_lesson_03_in_jupyterlab():
         check_changes(page, xt, clipped)
 
 
-@pytest.mark.parametrize(("number", "count"), [("01", 3), ("03", 1)])
+@pytest.mark.parametrize(("number", "count"), [("01", 3), ("02", 2), ("03", 1)])
 def test_exported_html_plays_without_a_kernel_and_without_a_network(tmp_path, number, count):
     page_file = tmp_path / "lesson.html"
     page_file.write_text(HTMLExporter().from_filename(str(LESSONS[number]))[0])

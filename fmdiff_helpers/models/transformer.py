@@ -107,7 +107,7 @@ class TransformerBlock(nn.Module):
 class Transformer(nn.Module):
     """Predict x0 from xt (B, 1, S, S) at step t (B,), for garments of label y (B,); the shape is that of xt.
 
-    S is `image_size`, a multiple of `patch`; `depth` blocks work on tokens of `dim` numbers, a multiple of 4 and of
+    S is `image_size`, a multiple of `patch`; `depth` blocks work on tokens of `dim` numbers, a multiple of 8 and of
     `heads`. `attention` is "linear" or "softmax", `position` "learned" or "sinusoidal".
     (Peebles & Xie 2023; Li & He 2025 for x0 as the target)
     """
