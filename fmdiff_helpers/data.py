@@ -114,6 +114,16 @@ def find_problems(raw: Path) -> dict[str, str]:
     return problems
 
 
+def is_there(raw: Path) -> bool:
+    """Tell whether the folder `raw` holds any file of the dataset, intact or not."""
+    return any((raw / f"{name}{end}").exists() for name in ALL_FILES for end in ("", ".gz"))
+
+
+def describe_data() -> str:
+    """Say for a card whether `load_fashion_mnist` has loaded Fashion-MNIST or drawn its stand-in."""
+    return "Fashion-MNIST, training split" if is_there(raw_folder()) else "drawn stand-in for Fashion-MNIST"
+
+
 def fetch_fashion_mnist() -> Path | None:
     """Return the folder that holds Fashion-MNIST, filling it on first use; None where the download fails.
 
@@ -125,7 +135,7 @@ def fetch_fashion_mnist() -> Path | None:
             f"FMDIFF_DATA is {os.environ['FMDIFF_DATA']}, but there is no folder {raw}; {REPAIR} there, or unset "
             "FMDIFF_DATA to use data/"
         )
-    if any((raw / f"{name}{end}").exists() for name in ALL_FILES for end in ("", ".gz")):
+    if is_there(raw):
         return raw
     try:
         print(f"Downloading Fashion-MNIST (30 MB) to {raw}")

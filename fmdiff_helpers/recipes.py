@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fmdiff_helpers import schedules
 from fmdiff_helpers.checkpoints import build, load_pretrained, read_card
-from fmdiff_helpers.data import load_fashion_mnist, to_model
+from fmdiff_helpers.data import describe_data, load_fashion_mnist, to_model
 from fmdiff_helpers.diffusion import add_noise, draw_noise, simple_loss, validation_loss, x0_loss
 from fmdiff_helpers.samplers import noise_predictor
 from fmdiff_helpers.train import train
@@ -142,9 +142,10 @@ def train_network(
 
     `changes` replace entries of its recipe, steps=2000 for example. Errors are those of `train`.
     """
-    card = CARDS[name] | {"recipe": CARDS[name]["recipe"] | PROFILES[name]["full"] | changes}
+    images, labels = load_fashion_mnist("train")
+    card = CARDS[name] | {"recipe": CARDS[name]["recipe"] | PROFILES[name]["full"] | changes, "data": describe_data()}
     with torch.random.fork_rng(devices=[]):  # the same weights to start from; the caller's random numbers stay
         torch.default_generator.manual_seed(card["recipe"].get("seed", 0))
         model = build(card)
-    loss, draw, data, validate = task(card, *load_fashion_mnist("train"), PartialState().device)
+    loss, draw, data, validate = task(card, images, labels, PartialState().device)
     return model, train(model, loss, draw, data, validate, folder, card, report)

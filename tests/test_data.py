@@ -141,6 +141,7 @@ def test_packed_and_unpacked_files_give_the_tensors_that_were_written(small, spl
     pixels, classes = (small[name] for name in data.FILES[split])
     assert images.shape == (SMALL_SIZES[split], 1, 28, 28) and images.numpy().tobytes() == pixels[16:]
     assert labels.dtype == torch.int64 and labels.tolist() == list(classes[8:])
+    assert data.describe_data() == "Fashion-MNIST, training split"
 
 
 def test_the_tensors_are_on_the_device_that_was_asked_for(small):
@@ -273,6 +274,7 @@ def test_without_a_network_the_stand_in_comes_with_a_notice_and_leaves_no_files(
     assert "NOTICE" in notice and "NOT Fashion-MNIST" in notice and "no network" in notice
     assert "uv run fmdiff data" in notice and "FMDIFF_DATA" in notice
     assert list(fresh.iterdir()) == []
+    assert data.describe_data() == "drawn stand-in for Fashion-MNIST"
 
 
 @pytest.mark.parametrize("error", [TimeoutError(), ConnectionResetError(), RuntimeError("\n")])

@@ -418,6 +418,16 @@ def test_changes_come_before_the_profile_and_the_profile_before_the_card(small, 
     assert CARDS["unet"]["recipe"] == {"lr": 0.5, "warmup": 7, "every": 9}, "the card itself stays as it is"
 
 
+@pytest.mark.parametrize("source", ["Fashion-MNIST, training split", "drawn stand-in for Fashion-MNIST"])
+def test_the_card_says_what_data_it_was_trained_on_and_a_run_does_not_change_them(small, tmp_path, monkeypatch, source):
+    monkeypatch.setattr(recipes, "describe_data", lambda: source)
+    recipes.train_network("unet", tmp_path, **SMALL)
+    assert read_card(tmp_path)["data"] == source
+    monkeypatch.setattr(recipes, "describe_data", lambda: "other data")
+    with pytest.raises(ValueError, match=f"data: {source} there, other data now"):
+        recipes.train_network("unet", tmp_path, **SMALL)
+
+
 @pytest.fixture
 def untrained(small, tmp_path, monkeypatch):
     """Return the network that a training would start from."""

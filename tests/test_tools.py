@@ -9,10 +9,12 @@ from pathlib import Path
 
 import colab
 import nbformat
+import publish
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
+from fmdiff_helpers.checkpoints import build, read_card, save_weights
 from notebooks import WIDGET, code_hash, normalise, shrink_png
 
 ROOT = Path(__file__).parents[1]
@@ -128,3 +130,29 @@ def test_the_text_of_a_notebook_is_its_source_without_outputs():
     run = [sys.executable, ROOT / "tools" / "notebook_text.py", ROOT / "notebooks" / "01_forward_noising.ipynb"]
     text = subprocess.run(run, capture_output=True, check=True).stdout.decode()
     assert "def add_noise(x0, t, eps, schedule):" in text and "base64" not in text
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    """Return a function that writes a network as a training on some data leaves it, and publishes it."""
+    monkeypatch.setattr(publish, "PUBLISHED", tmp_path / "published")
+    (tmp_path / "measures.json").write_text('{"fd": [2.0, 0.1]}')
+
+    def write_and_publish(data):
+        card = {"network": "classifier.Classifier", "arguments": {"width": 2}, "data": data}
+        save_weights(tmp_path / "run" / "weights.safetensors", build(card), card)
+        return publish.publish(tmp_path / "run", "small", "fmdiff train small", tmp_path / "measures.json")
+
+    return write_and_publish
+
+
+def test_a_network_is_published_with_what_it_measured(trained):
+    card = read_card(trained("Fashion-MNIST, training split").parent / "small")
+    assert card["measures"] == {"fd": [2.0, 0.1]} and card["command"] == "fmdiff train small"
+    assert card["data"] == "Fashion-MNIST, training split" and card["torch"] and card["version"]
+
+
+def test_a_network_trained_on_the_stand_in_is_not_published(trained, tmp_path):
+    with pytest.raises(SystemExit, match="trained on the drawn stand-in"):
+        trained("drawn stand-in for Fashion-MNIST")
+    assert not (tmp_path / "published").exists()

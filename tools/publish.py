@@ -16,8 +16,10 @@ from fmdiff_helpers.checkpoints import PUBLISHED, load_pretrained, read_card, sa
 
 def publish(folder: str, name: str, command: str, measures: str) -> Path:
     """Write data/weights/NAME.safetensors and its card; the command is the one that trained the network."""
-    about = {"command": command, "data": "Fashion-MNIST, training split", "version": version("fmdiff-helpers")}
-    card = read_card(folder) | about | {"torch": torch.__version__.split("+")[0]}
+    card = read_card(folder)
+    if not card["data"].startswith("Fashion-MNIST"):
+        raise SystemExit(f"{folder} was trained on the {card['data']}; set FMDIFF_DATA and train again")
+    card |= {"command": command, "version": version("fmdiff-helpers"), "torch": torch.__version__.split("+")[0]}
     card["measures"] = json.loads(Path(measures).read_text(encoding="utf-8"))
     path = PUBLISHED / f"{name}.safetensors"
     save_weights(path, load_pretrained(folder), card)
