@@ -20,7 +20,7 @@ from original import OriginalUNet, train_original
 from torch import nn
 
 from fmdiff_helpers.checkpoints import PUBLISHED, load_pretrained, read_card
-from fmdiff_helpers.data import load_fashion_mnist, to_uint8
+from fmdiff_helpers.data import describe_data, load_fashion_mnist, to_uint8
 from fmdiff_helpers.metrics import Judge, mean_and_spread
 from fmdiff_helpers.recipes import NUM_VALIDATION, schedule_of, task
 from fmdiff_helpers.samplers import in_batches, sample_ddpm
@@ -36,7 +36,7 @@ def train_with_bug(bug: str) -> None:
     """Train the published network on with a bug, into runs/unet_BUG."""
     images, labels = load_fashion_mnist("train")
     card = {key: read_card("unet")[key] for key in ("network", "arguments", "schedule")}
-    card |= {"recipe": {"steps": 800, "lr": 1e-3}, "start": "unet", "bug": bug}
+    card |= {"recipe": {"steps": 800, "lr": 1e-3}, "start": "unet", "bug": bug, "data": describe_data()}
     if bug == "linear":
         card["schedule"] = {"beta": "linear_beta", "T": 200}
     else:  # each picture and its mirror image

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fmdiff_helpers.checkpoints import PUBLISHED, build, load_pretrained, read_card
-from fmdiff_helpers.data import load_fashion_mnist, to_uint8
+from fmdiff_helpers.data import describe_data, load_fashion_mnist, to_uint8
 from fmdiff_helpers.diffusion import x0_loss
 from fmdiff_helpers.metrics import Judge, mean_and_spread
 from fmdiff_helpers.recipes import CARDS, load_denoiser, schedule_of, task
@@ -64,7 +64,8 @@ def train_variant(name: str) -> None:
     images, labels = load_fashion_mnist("train")
     card = CARDS["transformer"] | VARIANTS[name]
     steps = equal_steps(card, images, labels) if name == "softmax" else LINEAR_STEPS  # the others cost the same
-    card = card | {"recipe": card["recipe"] | {"steps": steps, "every": steps // 4, "cycles": 1}}
+    changes = {"steps": steps, "every": steps // 4, "cycles": 1}
+    card = card | {"recipe": card["recipe"] | changes, "data": describe_data()}
     torch.manual_seed(0)
     model = build(card)
     loss, draw, data, validate = task(card, images, labels, torch.device("cpu"))
