@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fmdiff_helpers import schedules
 from fmdiff_helpers.checkpoints import build, load_pretrained, read_card
-from fmdiff_helpers.data import describe_data, load_fashion_mnist, to_model
+from fmdiff_helpers.data import describe_data, is_there, load_fashion_mnist, raw_folder, to_model
 from fmdiff_helpers.diffusion import add_noise, draw_noise, simple_loss, validation_loss, x0_loss
 from fmdiff_helpers.samplers import noise_predictor
 from fmdiff_helpers.train import train
@@ -130,6 +130,11 @@ def task(
         loss = ScheduledLoss(schedule, card["recipe"]["steps"]).to(device)
         validate = partial(validate, loss_fn=x0_loss)
     return loss, partial(draw_noise, schedule=schedule), data, validate
+
+
+def run_folder(name: str, epochs: float) -> Path:
+    """Name the folder of a lesson's training; with the stand-in another one, since neither goes on with the other."""
+    return Path("runs") / f"{name}_{epochs}_epochs{'' if is_there(raw_folder()) else '_standin'}"
 
 
 def train_network(

@@ -428,6 +428,14 @@ def test_the_card_says_what_data_it_was_trained_on_and_a_run_does_not_change_the
         recipes.train_network("unet", tmp_path, **SMALL)
 
 
+def test_a_lesson_trains_on_the_stand_in_and_on_the_dataset_in_two_folders(tmp_path, monkeypatch):
+    monkeypatch.setenv("FMDIFF_DATA", str(tmp_path))
+    assert recipes.run_folder("unet", 0.5) == Path("runs/unet_0.5_epochs_standin")
+    (tmp_path / "FashionMNIST/raw").mkdir(parents=True)
+    (tmp_path / "FashionMNIST/raw/train-images-idx3-ubyte.gz").touch()
+    assert recipes.run_folder("unet", 0.5) == Path("runs/unet_0.5_epochs")
+
+
 @pytest.fixture
 def untrained(small, tmp_path, monkeypatch):
     """Return the network that a training would start from."""
