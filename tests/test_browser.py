@@ -76,6 +76,13 @@ def check_explorer(page):
     return explorer, handle
 
 
+def slide_to_the_end(page, handle):
+    """Take the slider to its last step and wait for the picture."""
+    handle.focus()
+    page.keyboard.press("End")
+    page.wait_for_timeout(500)
+
+
 def test_lesson_01_in_jupyterlab():
     with lesson_run("01", films=3) as page:
         explorer, _ = check_explorer(page)
@@ -92,9 +99,7 @@ def test_lesson_01_in_jupyterlab():
 def test_lesson_02_in_jupyterlab():
     with lesson_run("02", films=2) as page:
         explorer, handle = check_explorer(page)
-        handle.focus()
-        page.keyboard.press("End")
-        page.wait_for_timeout(500)
+        slide_to_the_end(page, handle)
         garments = explorer.locator("img").last
         by_ddim = pixels(garments)
         explorer.locator("select").first.select_option("DDPM")
@@ -108,9 +113,7 @@ def test_lesson_02_in_jupyterlab():
 def test_lesson_03_in_jupyterlab():
     with lesson_run("03", films=1) as page:
         explorer, handle = check_explorer(page)
-        handle.focus()
-        page.keyboard.press("End")
-        page.wait_for_timeout(500)
+        slide_to_the_end(page, handle)
         xt = explorer.locator("img").first
         clipped = pixels(xt)
         explorer.locator("input[type=checkbox]").click()
