@@ -97,12 +97,13 @@ class Stage(nn.Module):
 
 
 class UNet(nn.Module):
-    """Predict the noise in xt (B, 1, H, W) at step t (B,), shape (B, 1, H, W). (Ho et al. 2020, appendix B)
+    """Predict the noise in xt (B, channels, H, W) at step t (B,), in the same shape. (Ho et al. 2020, appendix B)
 
     `width` times each of `mults` are the channels of the levels, from the outside in; `patch` folds that many pixels
     in both directions into channels first; `depth` is the number of stages of a level, on the way down and again up;
-    `block` is "resnet" or "convnext". H and W divide by patch times 2 to the number of levels less one. With
-    num_classes above 0 labels y (B,) are taken too, `num_classes` itself being the null label, which stands for None.
+    `block` is "resnet" or "convnext". Where H and W do not divide by patch times 2 to the number of levels less one,
+    zeros are added at the right and below, and taken off again. With num_classes above 0 labels y (B,) are taken too,
+    `num_classes` itself being the null label, which stands for None.
     """
 
     def __init__(
@@ -113,6 +114,7 @@ class UNet(nn.Module):
         depth: int = 1,
         block: str = "resnet",
         num_classes: int = 0,
+        channels: int = 1,
     ):
         super().__init__()
         blocks = {"resnet": ResNetBlock, "convnext": ConvNeXtBlock}
@@ -124,7 +126,7 @@ class UNet(nn.Module):
         self.divisor = patch * 2 ** (len(widths) - 1)
         self.time = TimeEmbedding(width)
         self.label = nn.Embedding(num_classes + 1, time_dim) if num_classes else None
-        self.stem = nn.Sequential(nn.PixelUnshuffle(patch), nn.Conv2d(patch**2, width, 3, padding=1))
+        self.stem = nn.Sequential(nn.PixelUnshuffle(patch), nn.Conv2d(patch**2 * channels, width, 3, padding=1))
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         for level, (outer, inner) in enumerate(zip([width, *widths], widths, strict=False)):
             deepest = level == len(widths) - 1
@@ -141,7 +143,7 @@ class UNet(nn.Module):
         self.out = nn.Sequential(
             nn.GroupNorm(math.gcd(8, width), width),
             nn.SiLU(),
-            nn.Conv2d(width, patch**2, 3, padding=1),
+            nn.Conv2d(width, patch**2 * channels, 3, padding=1),
             nn.PixelShuffle(patch),
         )
         nn.init.zeros_(self.out[2].weight)  # the untrained network says "no noise", the best guess that needs no data
@@ -149,8 +151,9 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """Return the predicted noise, shaped like x."""
-        time = self.embed(x, t, y)
-        h = stem = self.stem(x)
+        time = self.embed(t, y)
+        height, width = x.shape[2:]
+        h = stem = self.stem(F.pad(x, (0, -width % self.divisor, 0, -height % self.divisor)))
         skips = []
         for *stages, halve in self.down:
             for stage in stages:
@@ -163,12 +166,10 @@ class UNet(nn.Module):
             for stage in stages:
                 h = stage(torch.cat([h, skips.pop()], dim=1), time)
             h = double(h)
-        return self.out(self.last(torch.cat([h, stem], dim=1), time))
+        return self.out(self.last(torch.cat([h, stem], dim=1), time))[:, :, :height, :width]
 
-    def embed(self, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
-        """Check the input and return what all blocks are told: the step and, with labels, the kind of garment."""
-        if x.shape[2] % self.divisor or x.shape[3] % self.divisor:
-            raise ValueError(f"images are {tuple(x.shape)}; expected height and width that divide by {self.divisor}")
+    def embed(self, t: Tensor, y: Tensor | None) -> Tensor:
+        """Return what all blocks are told: the step and, with labels, the kind of garment."""
         if y is not None and self.label is None:
             raise ValueError("y was given to a network without labels; build it with num_classes=10, or leave y out")
         if self.label is None:
