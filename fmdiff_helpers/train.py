@@ -25,12 +25,13 @@ from fmdiff_helpers.data import to_model
 REPORT_EVERY = 50  # steps between two points of the loss curve
 # What a recipe says unless it says otherwise. `lr` is the highest learning rate, reached after `warmup` steps; the norm
 # of a gradient is at most `clip`; `every` is the number of steps between two validations and checkpoints. After the
-# warm-up the learning rate falls from its peak to 0 in each of `cycles` equal parts of the training.
+# warm-up the learning rate falls from its peak to `floor` times that in each of `cycles` equal parts of the training.
 DEFAULTS = {
     "batch_size": 128,
     "lr": 2e-3,
     "warmup": 100,
     "cycles": 1,
+    "floor": 0.0,
     "weight_decay": 0.0,
     "clip": 1.0,
     "ema_decay": 0.999,
@@ -53,14 +54,15 @@ def device_name(device: torch.device) -> str:
     return f"{device.type}, {torch.get_num_threads()} threads, {platform.machine()}"
 
 
-def learning_rate(step: int, steps: int, warmup: int, cycles: int = 1) -> float:
-    """Return the share of the full learning rate at a step: a linear rise, then `cycles` times half a cosine.
+def learning_rate(step: int, steps: int, warmup: int, cycles: int = 1, floor: float = 0.0) -> float:
+    """Return the share of the full learning rate at a step: a linear rise, then `cycles` half cosines down to `floor`.
 
     (Loshchilov & Hutter 2017, eq. 5, with cycles of equal length)
     """
     if step < warmup:
         return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (cycles * (step - warmup) / max(1, steps - warmup) % 1)))
+    cosine = math.cos(math.pi * (cycles * (step - warmup) / max(1, steps - warmup) % 1))
+    return floor + (1 - floor) * 0.5 * (1 + cosine)
 
 
 class Run:
@@ -100,14 +102,16 @@ class Run:
             shuffle = torch.Generator().manual_seed(1000 * self.recipe["seed"] + epoch)
             self.epoch, self.order = epoch, torch.randperm(len(images), generator=shuffle).to(images.device)
         index = self.order[k * self.recipe["batch_size"] :][: self.recipe["batch_size"]]
-        return to_model(images[index]), labels[index]
+        batch = images[index]
+        return batch if batch.is_floating_point() else to_model(batch), labels[index]
 
     def train_step(self, x0: Tensor, y: Tensor) -> Tensor:
         """Take one step down the loss of a batch; return the loss, still on the device."""
         drawn = self.draw(x0, self.generator)
-        when = self.step, self.recipe["steps"], self.recipe["warmup"], self.recipe["cycles"]
+        course = (self.recipe[key] for key in ("steps", "warmup", "cycles", "floor"))
+        share = learning_rate(self.step, *course)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe["lr"] * learning_rate(*when)
+            group["lr"] = self.recipe["lr"] * share
         self.optimizer.zero_grad()
         loss = self.loss_fn(self.model, *map(self.share, (x0, y, *drawn))).mean()
         self.accelerator.backward(loss)
@@ -298,10 +302,10 @@ def train(
         if main:
             write_checkpoint(run, folder)
             print(f"Stopped at step {run.step} of {recipe['steps']}; do the same again to go on from there.")
-        model.load_state_dict(run.ema.module.state_dict())
         if not run.history or "validation" not in run.history[-1]:  # how good is what there is?
             last = run.history.pop() if run.history else {"step": run.step}
             run.history.append(last | {"validation": run.validation(validate)})
+        model.load_state_dict(run.ema.module.state_dict())
     except torch.OutOfMemoryError:
         out_of_memory = True  # and out of here, because the error holds on to the memory of the failed step
     finally:

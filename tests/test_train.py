@@ -75,10 +75,19 @@ def validate(model):
     return {"loss": F.cross_entropy(model(data.to_model(IMAGES)), LABELS).item()}
 
 
-def fit(folder, model=None, loss_fn=loss_fn, validate=validate, report=lambda history: None, card=card, **changes):
+def fit(
+    folder,
+    model=None,
+    loss_fn=loss_fn,
+    validate=validate,
+    report=lambda history: None,
+    card=card,
+    images=IMAGES,
+    **changes,
+):
     """Train on 64 drawn images; return the network, which is a new one unless given, and the history."""
     model = fresh() if model is None else model
-    return model, train.train(model, loss_fn, draw, (IMAGES, LABELS), validate, folder, card(**changes), report)
+    return model, train.train(model, loss_fn, draw, (images, LABELS), validate, folder, card(**changes), report)
 
 
 def a_run(loss_fn=loss_fn, **changes) -> train.Run:
@@ -283,16 +292,17 @@ def test_the_learning_rate_stays_between_0_and_1_in_short_trainings(steps, warmu
     assert all(0 < train.learning_rate(step, steps, warmup, cycles) <= 1 for step in range(steps))
 
 
+@pytest.mark.parametrize("floor", [0.0, 0.1, 1.0])
 @pytest.mark.parametrize("cycles, length", [(1, 60), (3, 20), (4, 7), (7, 3)])
-def test_cycles_are_the_warm_restarts_of_pytorch(cycles, length):
+def test_cycles_are_the_warm_restarts_of_pytorch(cycles, length, floor):
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, T_0=length)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, T_0=length, eta_min=floor)
     expected = []
     for _ in range(cycles * length):
         expected += scheduler.get_last_lr()
         optimizer.step()
         scheduler.step()
-    found = [train.learning_rate(step, cycles * length, 0, cycles) for step in range(cycles * length)]
+    found = [train.learning_rate(step, cycles * length, 0, cycles, floor) for step in range(cycles * length)]
     assert found == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
@@ -305,13 +315,23 @@ def test_each_cycle_starts_at_the_peak_and_a_single_one_is_half_a_cosine():
         assert train.learning_rate(step, 1100, 100) == pytest.approx((1 + math.cos(math.pi * (step - 100) / 1000)) / 2)
 
 
-@pytest.mark.parametrize("cycles", [1, 3])
-def test_each_step_is_taken_with_its_learning_rate(cycles):
-    run = a_run(lr=0.02, cycles=cycles)
+def test_the_learning_rate_falls_to_the_floor_which_is_0_unless_told_otherwise():
+    """What lies between floor and peak is what lay between 0 and peak, and the rise stays as it was."""
+    plain = [train.learning_rate(step, 1000, 100) for step in range(1000)]
+    at_0, raised = ([train.learning_rate(step, 1000, 100, floor=floor) for step in range(1000)] for floor in (0, 0.1))
+    assert plain == at_0 and train.DEFAULTS["floor"] == 0
+    assert raised[:100] == plain[:100] and raised[100] == 1 and raised[550] == pytest.approx(0.55)
+    assert raised[999] == pytest.approx(0.1, abs=1e-5) and min(raised[100:]) == raised[999] > 0.1
+    assert raised[100:] == pytest.approx([0.1 + 0.9 * share for share in plain[100:]], rel=1e-12)
+
+
+@pytest.mark.parametrize("cycles, floor", [(1, 0.0), (3, 0.0), (1, 0.1), (3, 0.5)])
+def test_each_step_is_taken_with_its_learning_rate(cycles, floor):
+    run = a_run(lr=0.02, cycles=cycles, floor=floor)
     for step in range(8):
         run.train_step(*run.next_batch(IMAGES, LABELS))
         (group,) = run.optimizer.param_groups
-        assert group["lr"] == 0.02 * train.learning_rate(step, 12, 3, cycles)
+        assert group["lr"] == 0.02 * train.learning_rate(step, 12, 3, cycles, floor)
 
 
 def test_weight_decay_comes_from_the_recipe():
@@ -385,6 +405,21 @@ def test_the_noise_depends_on_the_seed_and_goes_on_from_step_to_step():
         for _ in range(2):
             run.train_step(*run.next_batch(IMAGES, LABELS))
     assert not any(torch.equal(one, other) for one, other in itertools.combinations(seen, 2))
+
+
+def test_floating_point_data_are_taken_as_they_are():
+    """Latents, for example: of another shape, and not between -1 and 1."""
+    latents = 300 * torch.randn(100, 4, 7, 7, generator=torch.Generator().manual_seed(0))
+    run = a_run()
+    for _ in range(6):
+        x0, y = run.next_batch(latents, torch.arange(100))
+        assert x0.dtype == torch.float32 and torch.equal(x0, latents[y])
+        run.step += 1
+
+
+def test_images_that_were_converted_before_train_the_same_network(tmp_path, whole):
+    _, history = fit(tmp_path, images=data.to_model(IMAGES))
+    assert same_weights(tmp_path, whole[0]) and history == whole[1]
 
 
 def test_a_batch_may_be_as_large_as_the_data():
@@ -514,6 +549,38 @@ def test_a_stopped_network_has_the_averaged_weights(tmp_path):
 
     model, _ = fit(tmp_path, validate=watched, loss_fn=at_call(10, KeyboardInterrupt(), loss_fn))
     assert len(seen) == 2 and same_weights(model, seen[1])
+
+
+@pytest.mark.parametrize("point, step", [(0, 0), (1, 3), (2, 4), (3, 6), (4, 8)])
+def test_a_stopped_network_has_the_buffers_that_validation_measured_with_the_weights_it_saw(
+    tmp_path, monkeypatch, point, step
+):
+    """Validation may measure what lies with the weights. Steps 4 and 8 are validated anyway, the others at the end."""
+    monkeypatch.setattr(train, "REPORT_EVERY", 3)
+    seen = []
+
+    def measuring(model):
+        next(model.buffers()).fill_(100 + len(seen))
+        seen.append(copy.deepcopy(model))
+        return validate(model)
+
+    stop = {"report": at_call(point, KeyboardInterrupt())} if point else {"loss_fn": at_call(1, KeyboardInterrupt())}
+    model, history = fit(tmp_path, validate=measuring, **stop)
+    assert history[-1]["step"] == step and "validation" in history[-1]
+    assert same_weights(model, seen[-1]) and (next(model.buffers()) == 99 + len(seen)).all()
+    assert len(seen) == {0: 1, 3: 1, 4: 1, 6: 2, 8: 2}[step]
+
+
+def test_a_finished_network_has_the_buffers_that_validation_measured_where_it_was_best(tmp_path):
+    measured = itertools.count(1)
+
+    def measuring(model):
+        number = next(measured)
+        next(model.buffers()).fill_(100 + number)
+        return {"loss": [3.0, 1.0, 2.0][number - 1]}
+
+    model, _ = fit(tmp_path, validate=measuring)
+    assert same_weights(model, tmp_path) and (next(model.buffers()) == 102).all()
 
 
 def test_a_network_with_dropout_goes_on_to_the_same_numbers(tmp_path):
