@@ -4,7 +4,7 @@ import math
 import os
 import sys
 import webbrowser
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -131,20 +131,36 @@ def plain_errors() -> Iterator[None]:
 
 
 def load_trained(name: str, num_steps: int | None) -> tuple:
-    """Return a trained denoiser, its schedule and whether it takes labels; fail where it cannot do `num_steps`."""
+    """Return what draws images of a trained network, how many steps that takes, and whether it takes labels.
+
+    The first is draw(n, seed, y, watch), as `generate` has them; `watch` sees images. A VAE needs no steps.
+    """
     from accelerate import PartialState
 
-    from fmdiff_helpers.checkpoints import read_card
-    from fmdiff_helpers.recipes import load_denoiser
+    from fmdiff_helpers.checkpoints import load_pretrained, read_card
+    from fmdiff_helpers.recipes import load_autoencoder, load_denoiser
+    from fmdiff_helpers.samplers import generate, sample_prior
 
+    device = PartialState().device
     with plain_errors():
         card = read_card(name)
+        if "beta" in card:
+            if num_steps is not None:
+                raise ValueError(f"--steps is {num_steps}, but {name!r} draws in one step; leave --steps out")
+            vae = load_pretrained(name, device)
+            return lambda n, seed, y=None, watch=None: sample_prior(vae, n, seed), None, False
         if "schedule" not in card:
             raise ValueError(f"{name!r} is a {card['network'].split('.')[1]}, not a denoiser: nothing to sample from")
-        model, schedule = load_denoiser(name, PartialState().device)
+        model, schedule = load_denoiser(name, device)
+        vae = load_autoencoder(card, device) if "autoencoder" in card else None
     if num_steps is not None and not 1 <= num_steps <= schedule.T:
         raise fail(f"--steps is {num_steps}; expected 1 to {schedule.T}, the steps that {name!r} was trained with", 2)
-    return model, schedule, card["arguments"]["num_classes"] > 0
+
+    def draw(n: int, seed: int, y=None, watch: Callable | None = None):
+        show = (lambda step: watch(vae.from_latent(step.xt) if vae else step.xt)) if watch else None
+        return generate(model, schedule, n, seed, num_steps, y, show, vae)
+
+    return draw, num_steps or schedule.T, card["arguments"]["num_classes"] > 0
 
 
 def choose_labels(label: str | None, n: int, takes_labels: bool):
@@ -171,12 +187,13 @@ NumSteps = Annotated[int | None, typer.Option("--steps", help="DDIM with so many
 
 @app.command()
 def train(
-    name: Annotated[str, typer.Argument(help="The network: unet, transformer or classifier.")],
+    name: Annotated[str, typer.Argument(help="The network: unet, transformer, vae, latent_unet or classifier.")],
     out: Annotated[Path | None, typer.Option(help="The folder to write to; runs/NAME if left out.")] = None,
     profile: Annotated[str, typer.Option(help="How long: smoke (under a minute), quick or full.")] = "full",
     epochs: Annotated[float | None, typer.Option(help="Passes over the data, in place of a profile.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images a step, of all processes together.")] = 128,
     seed: Annotated[int, typer.Option(min=0, max=2**32, help="Another seed gives another network.")] = 0,
+    vae: Annotated[str | None, typer.Option(help="For latent_unet: a published VAE, or a folder; else vae.")] = None,
 ) -> None:
     """Train a network by its recipe; stopped or killed, the same command goes on where it was."""
     from fmdiff_helpers.recipes import CARDS, PROFILES, train_network
@@ -185,13 +202,15 @@ def train(
     check_choice("--profile", profile, list(PROFILES[name]))
     check_at_least("--epochs", epochs, 0.01)
     check_at_least("--batch-size", batch_size, 1)
+    if vae is not None and "autoencoder" not in CARDS[name]:
+        raise fail(f"--vae is {vae!r}, but {name} sees images, not latents; leave --vae out", 2)
     changes = {"batch_size": batch_size, "seed": seed} | PROFILES[name][profile]
     if epochs is not None:
         changes["steps"] = max(1, round(epochs * 58_000 / batch_size))
     folder = out or Path("runs") / name
     check_place(folder, folder=True)
     with plain_errors():
-        _, history = train_network(name, folder, **changes)
+        _, history = train_network(name, folder, autoencoder=vae, **changes)
     if history[-1]["step"] < changes["steps"]:
         raise typer.Exit(130)  # interrupted, as a shell says it
     typer.echo(f"{folder}: validation loss {history[-1]['validation']['loss']:.4f} after {changes['steps']} steps.")
@@ -206,14 +225,14 @@ def sample(
     out: Annotated[Path, typer.Option("-o", "--out", help="A .png, .gif, .webp or .npz file.")] = Path("samples.png"),
     steps: NumSteps = None,
     label: Annotated[str | None, typer.Option(help="A garment, as Dress or 3; all ten in turn if left out.")] = None,
+    grid: Annotated[bool, typer.Option("--grid", help="Write the kinds' names above the columns of a .png.")] = False,
 ) -> None:
     """Draw samples: a .png grid, a .gif or .webp of how they came about, or a .npz with `images` uint8 (N, 28, 28).
 
     A .npz of a network that takes labels holds `labels` (N,) too; in a grid of all kinds each has its column.
     """
-    from fmdiff_helpers.data import to_uint8
+    from fmdiff_helpers.data import CLASS_NAMES, to_uint8
     from fmdiff_helpers.export import KINDS, save_animation, save_images
-    from fmdiff_helpers.samplers import generate
 
     check_at_least("-n", n, 1)
     check_choice("the ending of --out", out.suffix, list(KINDS))
@@ -221,19 +240,21 @@ def sample(
     animated = out.suffix in (".gif", ".webp")
     if animated and n > 100:
         raise fail(f"-n is {n}; expected at most 100 for an animation", 2)
-    model, schedule, takes_labels = load_trained(name, steps)
+    draw, num_steps, takes_labels = load_trained(name, steps)
+    if animated and num_steps is None:
+        raise fail(f"{name!r} draws in one step, with nothing to animate; let --out end in .png or .npz", 2)
     y = choose_labels(label, n, takes_labels)
     columns = 10 if takes_labels and label is None else None  # one for each kind
+    if grid and (columns is None or out.suffix != ".png"):
+        raise fail("--grid wants a .png of all ten kinds: a network that takes labels, no --label, --out x.png", 2)
     frames = []
-    images = generate(
-        model, schedule, n, seed, steps, y, lambda step: frames.append(to_uint8(step.xt)) if animated else None
-    )
+    images = draw(n, seed, y, (lambda x: frames.append(to_uint8(x))) if animated else None)
     try:
         if animated:
             kept = frames[:: math.ceil(len(frames) / 30)]  # thirty steps at most
             save_animation(out, [*kept, to_uint8(images)], columns=columns)
         else:
-            save_images(out, to_uint8(images), y, columns)
+            save_images(out, to_uint8(images), y, columns, CLASS_NAMES if grid else ())
     except OSError as error:
         raise fail(f"--out is {out}: {error.strerror}; name a file in a folder that you may write to", 2) from None
     typer.echo(f"{n} images in {out}")
@@ -247,39 +268,52 @@ def evaluate(
     steps: NumSteps = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
-    """Measure samples against the test images, beside as many real ones; or a classifier's accuracy on them."""
+    """Measure samples against the test images, beside as many real ones; or a classifier's accuracy on them.
+
+    For a VAE, and for a denoiser in its latent, also what it makes of real images: no such sample can be better.
+    """
     import json
+
+    from accelerate import PartialState
 
     from fmdiff_helpers.checkpoints import load_pretrained, read_card
     from fmdiff_helpers.data import load_fashion_mnist, to_uint8
     from fmdiff_helpers.metrics import Judge, accuracy, mean_and_spread
-    from fmdiff_helpers.samplers import generate
+    from fmdiff_helpers.recipes import load_autoencoder
 
     check_at_least("-n", n, 200)
     check_at_least("--seeds", seeds, 1)
     with plain_errors():
-        if "schedule" not in read_card(name):
+        card = read_card(name)
+        if not card.keys() & {"schedule", "beta"}:
             found = accuracy(load_pretrained(name), *load_fashion_mnist("test"))
             typer.echo(
                 json.dumps({"test_accuracy": found}) if as_json else f"{name}: {found:.2%} of the test images right"
             )
             return
-        model, schedule, takes_labels = load_trained(name, steps)
-        device, y = schedule.beta.device, choose_labels(None, n, takes_labels)
+        draw, num_steps, takes_labels = load_trained(name, steps)
+        device, y = PartialState().device, choose_labels(None, n, takes_labels)
+        vae = load_pretrained(name, device) if "beta" in card else None
+        vae = load_autoencoder(card, device) if "autoencoder" in card else vae
         classifier = load_pretrained("classifier", device)
         images = {split: load_fashion_mnist(split, device)[0] for split in ("train", "test")}
     judge = Judge(classifier, images["train"], images["test"])
-    samples = (to_uint8(generate(model, schedule, n, seed, steps, y)) for seed in range(seeds))
-    measured = [judge.measure(images, y) for images in samples]
-    result, floor = mean_and_spread(measured), mean_and_spread(judge.floor(n))
+    measured = [judge.measure(to_uint8(draw(n, seed, y)), y) for seed in range(seeds)]
+    columns = {"measures": mean_and_spread(measured), "floor": mean_and_spread(judge.floor(n))}
+    if vae:
+        columns["ceiling"] = mean_and_spread(judge.ceiling(n, vae))
     if as_json:
-        about = {"network": name, "n": n, "seeds": seeds, "steps": steps or schedule.T, "device": str(device)}
-        typer.echo(json.dumps(about | {"measures": result, "floor": floor}, indent=2))
+        about = {"network": name, "n": n, "seeds": seeds, "steps": num_steps, "device": str(device)}
+        typer.echo(json.dumps(about | columns, indent=2))
         return
-    typer.echo(f"{name}: {n} images for each of {seeds} seeds, {steps or schedule.T} steps, on {device}")
-    typer.echo(f"{'':<14}{'mean':>10}{'spread':>10}{'floor':>10}{'spread':>10}")
-    for measure, values in result.items():
-        typer.echo(f"{measure:<14}" + "".join(f"{value:>10.4f}" for value in (*values, *floor.get(measure, ()))))
+    taking = f"{num_steps} steps, " if num_steps else ""
+    typer.echo(f"{name}: {n} images for each of {seeds} seeds, {taking}on {device}")
+    heads = {"measures": "mean", "floor": "floor", "ceiling": "ceiling"}
+    typer.echo(f"{'':<14}" + "".join(f"{heads[column]:>10}{'spread':>10}" for column in columns))
+    for measure in {name: None for values in columns.values() for name in values}:
+        row = (values.get(measure) for values in columns.values())
+        cells = (f"{cell[0]:>10.4f}{cell[1]:>10.4f}" if cell else " " * 20 for cell in row)
+        typer.echo(f"{measure:<14}{''.join(cells)}".rstrip())
 
 
 if __name__ == "__main__":  # for `accelerate launch -m fmdiff_helpers.cli`

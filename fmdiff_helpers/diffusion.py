@@ -111,6 +111,15 @@ def x0_loss(model: Callable, x0: Tensor, y: Tensor | None, t: Tensor, eps: Tenso
     return (x0_hat - x0).square().flatten(1).mean(dim=1)
 
 
+def v_loss(model: Callable, x0: Tensor, y: Tensor | None, t: Tensor, eps: Tensor, schedule: Schedule) -> Tensor:
+    """Return, for each image, (B,), how far the v that `model` predicts is from `velocity`, squared.
+
+    (Salimans & Ho 2022, section 4) Built in lesson 05.
+    """
+    v_hat = model(add_noise(x0, t, eps, schedule), t, y)
+    return (v_hat - velocity(x0, t, eps, schedule)).square().flatten(1).mean(dim=1)
+
+
 def validation_grid(x0: Tensor, schedule: Schedule, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Return t (B,), spread evenly from 0 to T - 1, and eps like x0: the same at each call, so that losses compare."""
     t = torch.arange(len(x0)) * schedule.T // len(x0)

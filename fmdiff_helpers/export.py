@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from einops import rearrange
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from fmdiff_helpers.checkpoints import write_atomically
@@ -24,10 +24,32 @@ def grid(images: Tensor, columns: int | None = None, scale: int = 3) -> Image.Im
     return Image.fromarray(picture.numpy().repeat(scale, 0).repeat(scale, 1))
 
 
-def save_images(path: Path, images: Tensor, labels: Tensor | None = None, columns: int | None = None) -> None:
-    """Write uint8 images (N, 1, H, W) as a .png grid, or a .npz with `images` (N, H, W) and any `labels` (N,)."""
+def headed(picture: Image.Image, heads: Sequence[str]) -> Image.Image:
+    """Write a name above each column of a grid."""
+    height, width = 24, picture.width / len(heads)
+    result = Image.new("L", (picture.width, picture.height + height), 255)
+    result.paste(picture, (0, height))
+    draw, font = ImageDraw.Draw(result), ImageFont.load_default(14)
+    for column, head in enumerate(heads):
+        draw.text(((column + 0.5) * width, height / 2), head, fill=0, font=font, anchor="mm")
+    return result
+
+
+def save_images(
+    path: Path,
+    images: Tensor,
+    labels: Tensor | None = None,
+    columns: int | None = None,
+    heads: Sequence[str] = (),
+) -> None:
+    """Write uint8 images (N, 1, H, W) as a .png grid, or a .npz with `images` (N, H, W) and any `labels` (N,).
+
+    `heads` are the names above the columns of a grid, one for each.
+    """
     if path.suffix == ".png":
-        write_atomically(path, lambda file: grid(images, columns).save(file, format="png"))
+        picture = grid(images, columns)
+        picture = headed(picture, heads) if heads else picture
+        write_atomically(path, lambda file: picture.save(file, format="png"))
         return
     arrays = {"images": images[:, 0].cpu().numpy()} | ({} if labels is None else {"labels": labels.cpu().numpy()})
 

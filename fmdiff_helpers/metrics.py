@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fmdiff_helpers.data import to_model
+from fmdiff_helpers.data import to_model, to_uint8
 
 
 @torch.no_grad()
@@ -119,13 +119,28 @@ class Judge:
             "recall": covered(self.test_features, found),
         }
 
+    def real(self, n: int, seed: int) -> Tensor:
+        """Return n random training images."""
+        chosen = torch.randperm(len(self.train_images), generator=torch.Generator().manual_seed(seed))[:n]
+        return self.train_images[chosen.to(self.train_images.device)]
+
     def floor(self, n: int, seeds: Sequence[int] = (0, 1, 2)) -> list[dict[str, float]]:
         """Return what n random training images score as samples, once for each seed; copying is 0.05 by definition."""
+        found = (features(self.classifier, self.real(n, seed)) for seed in seeds)
+        return [self.distances(each) | {"copying": 0.05} for each in found]
+
+    @torch.no_grad()
+    def ceiling(self, n: int, vae: nn.Module, seeds: Sequence[int] = (0, 1, 2)) -> list[dict[str, float]]:
+        """Return what n random training images score once an autoencoder has been through them, once for each seed.
+
+        No denoiser in its latent can be expected to do better. `squared_error` is the mean over pixels in [-1, 1].
+        """
         measures = []
         for seed in seeds:
-            chosen = torch.randperm(len(self.train_images), generator=torch.Generator().manual_seed(seed))[:n]
-            found = features(self.classifier, self.train_images[chosen.to(self.train_images.device)])
-            measures.append(self.distances(found) | {"copying": 0.05})
+            x0 = to_model(self.real(n, seed))
+            x_hat = torch.cat([vae.from_latent(vae.to_latent(x)) for x in x0.split(500)])
+            found = features(self.classifier, to_uint8(x_hat))
+            measures.append(self.distances(found) | {"squared_error": (x_hat - x0).square().mean().item()})
         return measures
 
 

@@ -11,10 +11,11 @@ from accelerate.utils import reduce
 from torch import Tensor, nn
 
 from fmdiff_helpers import schedules
-from fmdiff_helpers.checkpoints import build, load_pretrained, read_card
+from fmdiff_helpers.checkpoints import WeightsError, build, load_pretrained, read_card
 from fmdiff_helpers.data import describe_data, is_there, load_fashion_mnist, raw_folder, to_model
-from fmdiff_helpers.diffusion import add_noise, draw_noise, simple_loss, validation_loss, x0_loss
-from fmdiff_helpers.samplers import noise_predictor
+from fmdiff_helpers.diffusion import add_noise, draw_noise, simple_loss, v_loss, validation_loss, x0_loss
+from fmdiff_helpers.models.vae import active_units, kl_divergence, vae_loss
+from fmdiff_helpers.samplers import in_batches, noise_from_v, noise_predictor
 from fmdiff_helpers.train import train
 
 NUM_VALIDATION = 2000  # the last images of the training split; the test split is never trained on, nor chosen by
@@ -34,6 +35,20 @@ CARDS = {
         "target": "x0",
         "recipe": {"lr": 1e-3, "weight_decay": 0.05, "cycles": 3},
     },
+    "vae": {
+        "network": "vae.VAE",
+        "arguments": {"width": 32, "channels": 4, "grid": 7},
+        "beta": 0.01,
+        "recipe": {"lr": 2e-3, "clip": 100.0},
+    },
+    "latent_unet": {
+        "network": "unet.UNet",
+        "arguments": {"channels": 4, "width": 64, "mults": [1, 2], "patch": 2, "num_classes": 10},
+        "autoencoder": "vae",
+        "schedule": {"beta": "cosine_beta", "T": 1000},
+        "target": "v",
+        "recipe": {"lr": 2e-3, "floor": 0.1},
+    },
     "classifier": {
         "network": "classifier.Classifier",
         "arguments": {"width": 32, "num_classes": 10},
@@ -43,6 +58,8 @@ CARDS = {
 PROFILES = {
     "unet": {"smoke": {"steps": 60, "every": 20}, "quick": {"steps": 2000}, "full": {"steps": 5000}},
     "transformer": {"smoke": {"steps": 60, "every": 20}, "quick": {"steps": 1500}, "full": {"steps": 6000}},
+    "vae": {"smoke": {"steps": 60, "every": 20}, "quick": {"steps": 1000}, "full": {"steps": 3000}},
+    "latent_unet": {"smoke": {"steps": 60, "every": 20}, "quick": {"steps": 2000}, "full": {"steps": 8000}},
     "classifier": {"smoke": {"steps": 60, "every": 20}, "quick": {"steps": 1000}, "full": {"steps": 6000}},
 }
 
@@ -56,7 +73,20 @@ def load_denoiser(name: Path | str, device: torch.device | str = "cpu") -> tuple
     """Return a trained denoiser as samplers take it, one that predicts the noise, and its schedule, on `device`."""
     card, model = read_card(name), load_pretrained(name, device)
     schedule = schedule_of(card).to(device)
-    return noise_predictor(model, schedule) if card.get("target") == "x0" else model, schedule
+    to_noise = {"eps": lambda model, schedule: model, "x0": noise_predictor, "v": noise_from_v}
+    return to_noise[card.get("target", "eps")](model, schedule), schedule
+
+
+def load_autoencoder(card: dict, device: torch.device | str = "cpu") -> nn.Module:
+    """Return the autoencoder in whose latent a card's denoiser lives; WeightsError where it has changed since."""
+    name, expected = card["autoencoder"]["name"], card["autoencoder"]["sha256"]
+    found = read_card(name)["sha256"]
+    if found != expected:
+        raise WeightsError(
+            f"this denoiser was trained in the latent of {name!r} with sha256 {expected}, found {found}; "
+            "put those weights back, or train the denoiser anew"
+        )
+    return load_pretrained(name, device)
 
 
 def draw_shifts(x0: Tensor, generator: torch.Generator) -> tuple[Tensor]:
@@ -111,24 +141,75 @@ class ScheduledLoss(nn.Module):
         return share * squared + (1 - share) * absolute * self.sizes[0] / self.sizes[1]
 
 
+class AnnealedLoss(nn.Module):
+    """The loss of a VAE, its beta rising evenly from 0 in the first `num_steps` steps: first see, then tidy up.
+
+    (Bowman et al. 2016, section 3.1) Built in lesson 04.
+    """
+
+    def __init__(self, beta: float, num_steps: int):
+        super().__init__()
+        self.beta, self.num_steps = beta, num_steps
+        self.register_buffer("step", torch.tensor(0))
+
+    def forward(self, model: Callable, x0: Tensor, y: Tensor, eps: Tensor) -> Tensor:
+        """Return the loss of each image, (B,)."""
+        beta = self.beta * (self.step / self.num_steps).clamp(max=1)
+        self.step += 1
+        x_hat, mu, log_var = model(x0, eps)
+        return vae_loss(x_hat, x0, mu, log_var, beta)
+
+
+def draw_places(x0: Tensor, generator: torch.Generator, shape: tuple[int, ...]) -> tuple[Tensor]:
+    """Draw where in its cloud each image's latent lies, standard normal (B, *shape)."""
+    return (torch.randn((len(x0), *shape), generator=generator, device=x0.device),)
+
+
+@torch.no_grad()
+def vae_validation(model: nn.Module, x0: Tensor, beta: float) -> dict[str, float]:
+    """Return the loss, the squared error of a pixel, the KL divergence of an image and the number of active units.
+
+    On these images it also measures `shift` and `scale`, so that all weights that are written hold them.
+    """
+    eps = torch.randn((len(x0), *model.latent_shape), generator=torch.Generator().manual_seed(0)).to(x0.device)
+    x_hat, mu, log_var = model(x0, eps)
+    model.shift.copy_(mu.mean(dim=(0, 2, 3), keepdim=True)[0])
+    model.scale.copy_(mu.std(dim=(0, 2, 3), keepdim=True)[0])
+    return {
+        "loss": vae_loss(x_hat, x0, mu, log_var, beta).mean().item(),
+        "squared_error": (x_hat - x0).square().mean().item(),
+        "kl": kl_divergence(mu, log_var).mean().item(),
+        "active_units": active_units(mu),
+    }
+
+
 def task(
     card: dict, images: Tensor, labels: Tensor, device: torch.device
 ) -> tuple[Callable, Callable, tuple, Callable]:
     """Return what `train` takes for a card: loss, draw, the training data, and the validation on what is held out."""
-    data = images[:-NUM_VALIDATION], labels[:-NUM_VALIDATION]
-    x0, y = to_model(images[-NUM_VALIDATION:]).to(device), labels[-NUM_VALIDATION:].to(device)
+    x = images
+    if "autoencoder" in card:  # once for all steps: it is trained, and stays as it is
+        vae = load_autoencoder(card, device)
+        x = in_batches(lambda part: vae.to_latent(to_model(part.to(device))), images)
+    data = x[:-NUM_VALIDATION], labels[:-NUM_VALIDATION]
+    x0, y = x[-NUM_VALIDATION:].to(device), labels[-NUM_VALIDATION:].to(device)
+    x0 = x0 if x0.is_floating_point() else to_model(x0)
+    if "beta" in card:
+        loss = AnnealedLoss(card["beta"], max(1, card["recipe"]["steps"] // 3)).to(device)
+        draw = partial(draw_places, shape=build(card).latent_shape)
+        return loss, draw, data, partial(vae_validation, x0=x0, beta=card["beta"])
     if "schedule" not in card:
         return classifier_loss, draw_shifts, data, partial(classifier_validation, x0=x0, y=y)
     schedule = schedule_of(card).to(device)
     y = y if card["arguments"]["num_classes"] else None
+    target_loss = {"eps": simple_loss, "x0": x0_loss, "v": v_loss}[card.get("target", "eps")]
 
     def loss(model: Callable, x0: Tensor, labels: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        return simple_loss(model, x0, None if y is None else labels, t, eps, schedule)
+        return target_loss(model, x0, None if y is None else labels, t, eps, schedule)
 
-    validate = partial(validation_loss, x0=x0, y=y, schedule=schedule)
     if card.get("target") == "x0":
         loss = ScheduledLoss(schedule, card["recipe"]["steps"]).to(device)
-        validate = partial(validate, loss_fn=x0_loss)
+    validate = partial(validation_loss, x0=x0, y=y, schedule=schedule, loss_fn=target_loss)
     return loss, partial(draw_noise, schedule=schedule), data, validate
 
 
@@ -137,18 +218,33 @@ def run_folder(name: str, epochs: float) -> Path:
     return Path("runs") / f"{name}_{epochs}_epochs{'' if is_there(raw_folder()) else '_standin'}"
 
 
+def describe_autoencoder(name: str, channels: int) -> dict[str, str]:
+    """Return what a denoiser's card says of its VAE; ValueError unless its latent has so many channels."""
+    found = read_card(name)
+    if "beta" not in found or found["arguments"]["channels"] != channels:
+        kind, of = found["network"].split(".")[0], found["arguments"].get("channels", "no")
+        raise ValueError(f"{name!r} is a {kind} with {of} channels; expected a vae with {channels}")
+    return {"name": name, "sha256": found["sha256"]}
+
+
 def train_network(
     name: str,
     folder: Path | str,
     report: Callable[[list[dict]], None] = lambda history: None,
+    autoencoder: str | None = None,
     **changes: int,
 ) -> tuple[nn.Module, list[dict]]:
     """Train a network of `CARDS`, from scratch or where `folder` left off, and return it with its history.
 
-    `changes` replace entries of its recipe, steps=2000 for example. Errors are those of `train`.
+    `autoencoder`, for a denoiser of latents, is a published one or a folder; the card's own if left out. `changes`
+    replace entries of the recipe, steps=2000 for example. Errors are those of `train`.
     """
     images, labels = load_fashion_mnist("train")
     card = CARDS[name] | {"recipe": CARDS[name]["recipe"] | PROFILES[name]["full"] | changes, "data": describe_data()}
+    if "autoencoder" in card:
+        card["autoencoder"] = describe_autoencoder(
+            str(autoencoder or card["autoencoder"]), card["arguments"]["channels"]
+        )
     with torch.random.fork_rng(devices=[]):  # the same weights to start from; the caller's random numbers stay
         torch.default_generator.manual_seed(card["recipe"].get("seed", 0))
         model = build(card)

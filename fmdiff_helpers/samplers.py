@@ -6,14 +6,15 @@ Fewer steps than the schedule has are spread evenly over it, both ends included.
 data are: 1 for pixels, more for latents, math.inf for no clip. `watch` is called with each `Step`, on the way.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from fmdiff_helpers.diffusion import at, eps_from_x0, posterior, x0_from_eps
+from fmdiff_helpers.diffusion import add_noise, at, eps_from_v, eps_from_x0, posterior, x0_from_eps
 from fmdiff_helpers.schedules import Schedule
 
 
@@ -34,6 +35,11 @@ class Step(NamedTuple):
 def noise_predictor(model: Callable, schedule: Schedule) -> Callable:
     """Return the network as one that predicts the noise, from one that predicts x0. Built in lesson 02."""
     return lambda x, t, y=None: eps_from_x0(x, t, model(x, t, y), schedule)
+
+
+def noise_from_v(model: Callable, schedule: Schedule) -> Callable:
+    """Return the network as one that predicts the noise, from one that predicts v. Built in lesson 05."""
+    return lambda x, t, y=None: eps_from_v(x, t, model(x, t, y), schedule)
 
 
 def respace(schedule: Schedule, num_steps: int | None = None) -> tuple[Tensor, Schedule]:
@@ -118,6 +124,26 @@ def sample_ddim(
     return x
 
 
+@torch.no_grad()
+def invert_ddim(
+    model: Callable, x0: Tensor, schedule: Schedule, num_steps: int | None = None, y: Tensor | None = None
+) -> Tensor:
+    """Walk DDIM's path backwards, from data x0 (B, ...) to the noise that `sample_ddim` with eta = 0 starts from.
+
+    Each step takes the noise predicted at its beginning for that at its end: exact for ever smaller steps only.
+    (Song et al. 2021, section 4.3) Built in lesson 05.
+    """
+    steps, chain = respace(schedule, num_steps)
+    x, x0_hat = x0, x0
+    for k in range(chain.T):
+        before, now = (torch.full(x.shape[:1], i, device=x.device) for i in (max(k - 1, 0), k))
+        eps_hat = model(x, steps[before], y)
+        if k:
+            x0_hat = x0_from_eps(x, before, eps_hat, chain)
+        x = add_noise(x0_hat, now, eps_hat, chain)
+    return x
+
+
 def in_batches(sample: Callable[..., Tensor], *inputs: Tensor, batch_size: int = 500) -> Tensor:
     """Apply `sample` to inputs (N, ...) in batches, smaller ones where the device's memory is too small; show progress.
 
@@ -139,6 +165,7 @@ def in_batches(sample: Callable[..., Tensor], *inputs: Tensor, batch_size: int =
     return torch.cat(samples)
 
 
+@torch.no_grad()
 def generate(
     model: Callable,
     schedule: Schedule,
@@ -147,15 +174,26 @@ def generate(
     num_steps: int | None = None,
     y: Tensor | None = None,
     watch: Callable[[Step], None] | None = None,
+    vae: nn.Module | None = None,
 ) -> Tensor:
     """Draw n images (n, 1, 28, 28) by DDPM with all steps, or by DDIM with fewer; the same seed gives the same images.
 
     `y` (n,) are their labels, for networks that take them. `watch` sees the steps of each batch of 500 images, one
-    batch after the other.
+    batch after the other. A denoiser of latents needs its `vae`, which decodes them; latents are not clipped.
     """
     generator = torch.Generator(schedule.beta.device).manual_seed(seed)
-    x = torch.randn((n, 1, 28, 28), generator=generator, device=generator.device)
+    shape = vae.latent_shape if vae else (1, 28, 28)
+    x = torch.randn((n, *shape), generator=generator, device=generator.device)
     sampler = sample_ddpm if num_steps in (None, schedule.T) else sample_ddim
-    options = {"num_steps": num_steps, "watch": watch, "progress": n <= 500}
+    options = {"num_steps": num_steps, "watch": watch, "progress": n <= 500, "clip": math.inf if vae else 1.0}
+    decode = vae.from_latent if vae else lambda x: x
     inputs = (x,) if y is None else (x, y.to(x.device))
-    return in_batches(lambda x, y=None: sampler(model, x, schedule, generator, y=y, **options), *inputs)
+    return in_batches(lambda x, y=None: decode(sampler(model, x, schedule, generator, y=y, **options)), *inputs)
+
+
+@torch.no_grad()
+def sample_prior(vae: nn.Module, n: int, seed: int = 0) -> Tensor:
+    """Draw n images (n, 1, 28, 28) from a VAE alone: decode latents from its prior, N(0, I)."""
+    device = vae.shift.device
+    generator = torch.Generator(device).manual_seed(seed)
+    return in_batches(vae.decode, torch.randn((n, *vae.latent_shape), generator=generator, device=device))

@@ -318,6 +318,23 @@ def test_help_lists_training_sampling_and_measuring():
         assert f"{name} " in help and purpose in help
 
 
+def write_network(path: Path, card: dict) -> None:
+    """Write a tiny network, random as if it were trained."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = checkpoints.build(card)
+        for parameter in model.parameters():  # untrained denoisers say "no noise" or "grey" to everything
+            if not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.2)
+    if "beta" in card:
+        model.shift.fill_(0.25)
+        model.scale.fill_(0.5)
+    checkpoints.save_weights(path, model, card)
+
+
+CHAIN = {"schedule": {"beta": "cosine_beta", "T": 8}, "recipe": {}}
+
+
 @pytest.fixture
 def tiny(tmp_path, monkeypatch) -> Path:
     """An empty working folder, and in the place of `data/weights` two tiny denoisers of 8 steps and a tiny classifier.
@@ -327,24 +344,31 @@ def tiny(tmp_path, monkeypatch) -> Path:
     published = tmp_path / "published"
     unet = {"width": 8, "mults": [1, 2], "patch": 2, "depth": 1, "block": "resnet", "num_classes": 0}
     transformer = {"patch": 7, "dim": 16, "depth": 1, "heads": 2, "ff_dim": 16, "num_classes": 10}
-    chain = {"schedule": {"beta": "cosine_beta", "T": 8}, "recipe": {}}
     cards = {
-        "tiny": {"network": "unet.UNet", "arguments": unet} | chain,
-        "labelled": {"network": "transformer.Transformer", "arguments": transformer, "target": "x0"} | chain,
+        "tiny": {"network": "unet.UNet", "arguments": unet} | CHAIN,
+        "labelled": {"network": "transformer.Transformer", "arguments": transformer, "target": "x0"} | CHAIN,
         "classifier": {"network": "classifier.Classifier", "arguments": {"width": 4, "num_classes": 10}, "recipe": {}},
     }
     for name, card in cards.items():
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            model = checkpoints.build(card)
-            for parameter in model.parameters():  # untrained denoisers say "no noise" or "grey" to everything
-                if not parameter.any():
-                    torch.nn.init.normal_(parameter, std=0.2)
-        checkpoints.save_weights(published / f"{name}.safetensors", model, card)
+        write_network(published / f"{name}.safetensors", card)
     monkeypatch.setattr(checkpoints, "PUBLISHED", published)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     return tmp_path / "here"
+
+
+@pytest.fixture
+def latents(tiny) -> Path:
+    """The working folder with what two trainings write: "my_vae", a tiny VAE, and "my_unet", a denoiser in its latent.
+
+    The denoiser takes labels, predicts v and has 8 steps.
+    """
+    vae = {"network": "vae.VAE", "arguments": {"width": 4, "channels": 2}, "beta": 0.01, "recipe": {}}
+    write_network(tiny / "my_vae" / "weights.safetensors", vae)
+    unet = {"width": 8, "mults": [1], "channels": 2, "num_classes": 10}
+    about = {"target": "v", "autoencoder": {"name": "my_vae", "sha256": checkpoints.read_card("my_vae")["sha256"]}}
+    write_network(tiny / "my_unet" / "weights.safetensors", {"network": "unet.UNet", "arguments": unet} | about | CHAIN)
+    return tiny
 
 
 @pytest.fixture
@@ -364,6 +388,21 @@ def generated(n: int, seed: int = 0, num_steps: int | None = None, y: torch.Tens
     if y is not None:
         model = samplers.noise_predictor(model, schedule)
     return data.to_uint8(samplers.generate(model, schedule, n, seed, num_steps, y))
+
+
+def latent_generated(n: int, seed: int = 0, num_steps: int | None = None, y=None, watch=None) -> torch.Tensor:
+    """Return the images that the denoiser of latents draws, of all ten kinds in turn unless y says otherwise."""
+    device = PartialState().device
+    vae, unet = (checkpoints.load_pretrained(name, device) for name in ("my_vae", "my_unet"))
+    schedule = recipes.schedule_of(CHAIN).to(device)
+    model, y = samplers.noise_from_v(unet, schedule), torch.arange(n) % 10 if y is None else y
+    show = (lambda step: watch(data.to_uint8(vae.from_latent(step.xt)))) if watch else None
+    return data.to_uint8(samplers.generate(model, schedule, n, seed, num_steps, y, show, vae))
+
+
+def vae_generated(n: int, seed: int = 0) -> torch.Tensor:
+    """Return the images that the VAE decodes from its prior."""
+    return data.to_uint8(samplers.sample_prior(checkpoints.load_pretrained("my_vae", PartialState().device), n, seed))
 
 
 def check_refused(folder: Path, arguments: list[str], *said: str) -> None:
@@ -554,6 +593,81 @@ def test_in_a_grid_of_all_kinds_each_has_its_column(tiny, ending, options, colum
         assert picture.size == ((10 if columns else 5) * 29 * 3, (3 if columns else 5) * 29 * 3)
 
 
+def test_the_kinds_names_may_stand_above_the_columns(tiny):
+    arguments = ["sample", "labelled", "-n", "20", "--steps", "2", "--out"]
+    assert fmdiff(*arguments, "x.png", "--grid").exit_code == 0
+    expected = export.headed(export.grid(generated(20, num_steps=2, y=torch.arange(20) % 10), 10), data.CLASS_NAMES)
+    with Image.open(tiny / "x.png") as picture:
+        assert np.array_equal(np.asarray(picture), np.asarray(expected))
+    for wrong in (["x.npz"], ["x.webp"], ["y.png", "--label", "Bag"]):
+        check_refused(tiny, [*arguments, *wrong, "--grid"], "--grid wants a .png of all ten kinds")
+    check_refused(tiny, ["sample", "tiny", "--grid"], "--grid wants", "a network that takes labels")
+
+
+# fmdiff sample, from a VAE and from a denoiser in its latent
+
+
+def test_a_vae_draws_from_its_prior(latents):
+    assert fmdiff("sample", "my_vae", "-n", "101", "--seed", "5", "-o", "x.npz").exit_code == 0
+    with np.load("x.npz") as arrays:
+        assert list(arrays) == ["images"] and np.array_equal(arrays["images"], vae_generated(101, 5)[:, 0].cpu())
+    assert fmdiff("sample", "my_vae").stdout == "64 images in samples.png\n"
+    with Image.open("samples.png") as picture:
+        assert np.array_equal(np.asarray(picture), np.asarray(export.grid(vae_generated(64))))
+
+
+@pytest.mark.parametrize("options, num_steps", [([], None), (["--steps", "2"], 2)])
+def test_a_denoiser_of_latents_draws_images(latents, options, num_steps):
+    assert fmdiff("sample", "my_unet", "-n", "12", "--seed", "5", "-o", "x.npz", *options).exit_code == 0
+    with np.load("x.npz") as arrays:
+        assert arrays["images"].shape == (12, 28, 28) and arrays["labels"].tolist() == [*range(10), 0, 1]
+        assert np.array_equal(arrays["images"], latent_generated(12, 5, num_steps)[:, 0].cpu())
+    assert fmdiff("sample", "my_unet", "-n", "12", "--label", "Bag", "-o", "x.npz", *options).exit_code == 0
+    with np.load("x.npz") as arrays:
+        bags = torch.full((12,), 8)
+        assert np.array_equal(arrays["images"], latent_generated(12, num_steps=num_steps, y=bags)[:, 0].cpu())
+
+
+def test_an_animation_of_latents_shows_each_of_them_decoded(latents):
+    frames = []
+    images = latent_generated(10, watch=frames.append)
+    assert fmdiff("sample", "my_unet", "-n", "10", "--out", "x.webp").exit_code == 0
+    assert fmdiff("sample", "my_unet", "-n", "10", "--out", "x.gif").exit_code == 0
+    with Image.open("x.webp") as animation, Image.open("x.gif") as other:
+        assert animation.n_frames == other.n_frames == 9
+        for k, frame in enumerate([*frames, images]):
+            animation.seek(k)
+            assert np.array_equal(np.asarray(animation.convert("L")), np.asarray(export.grid(frame, 10)))
+
+
+@pytest.mark.parametrize("ending", [".gif", ".webp"])
+def test_a_vae_draws_in_one_step_with_nothing_to_animate(latents, ending):
+    check_refused(latents, ["sample", "my_vae", "-o", f"x{ending}"], "'my_vae' draws in one step", ".png or .npz")
+
+
+@pytest.mark.parametrize("command", ["sample", "evaluate"])
+@pytest.mark.parametrize("steps", ["1", "5"])
+def test_steps_for_a_vae_are_refused(latents, garments, command, steps):
+    said = f"--steps is {steps}, but 'my_vae' draws in one step; leave --steps out"
+    check_refused(latents, [command, "my_vae", "--steps", steps], said)
+
+
+def test_steps_that_a_denoiser_of_latents_does_not_have_and_a_label_for_a_vae_are_refused(latents):
+    check_refused(latents, ["sample", "my_unet", "--steps", "9"], "--steps is 9", "expected 1 to 8", "'my_unet'")
+    check_refused(latents, ["sample", "my_vae", "--label", "Dress"], "--label is 'Dress'", "leave --label out")
+
+
+@pytest.mark.parametrize("command", ["sample", "evaluate"])
+def test_a_denoiser_without_its_vae_is_refused(latents, garments, command):
+    """Changed since, or not there any more."""
+    there = checkpoints.read_card("my_vae")
+    write_network(latents / "my_vae" / "weights.safetensors", there | {"arguments": {"width": 6, "channels": 2}})
+    now = checkpoints.read_card("my_vae")["sha256"]
+    check_refused(latents, [command, "my_unet"], "in the latent of 'my_vae'", there["sha256"], f"found {now}")
+    (latents / "my_vae" / "weights.safetensors").unlink()
+    check_refused(latents, [command, "my_unet"], "there are no weights 'my_vae'")
+
+
 # fmdiff evaluate
 
 
@@ -602,7 +716,7 @@ def test_evaluate_prints_a_table(tiny, garments):
 
 
 def test_evaluate_tells_how_many_garments_are_of_the_kind_that_was_asked_for(tiny, garments):
-    """All ten kinds in turn; the floor has no such measure, and its columns stay empty."""
+    """All ten kinds in turn; the floor has no such measure."""
     arguments = ["evaluate", "labelled", "-n", "210", "--seeds", "2", "--steps", "2"]
     found, table = json.loads(fmdiff(*arguments, "--json").stdout), fmdiff(*arguments).stdout.splitlines()
     classifier, y, shares = checkpoints.load_pretrained("classifier", PartialState().device), torch.arange(210) % 10, []
@@ -614,7 +728,40 @@ def test_evaluate_tells_how_many_garments_are_of_the_kind_that_was_asked_for(tin
     assert list(found["measures"]) == [*found["floor"], "label_accuracy"]
     name, *values = table[-1].split()
     assert name == "label_accuracy" and values == [f"{value:.4f}" for value in expected]
-    assert len(table[-1]) == len(table[-2]) - 20
+
+
+@pytest.mark.parametrize("name, steps, labelled", [("my_vae", None, False), ("my_unet", 2, True)])
+def test_evaluate_measures_what_comes_of_latents_beside_floor_and_ceiling(latents, garments, name, steps, labelled):
+    arguments = ["evaluate", name, "-n", "200", "--seeds", "2", *(["--steps", "2"] if steps else [])]
+    result = fmdiff(*arguments, "--json")
+    assert result.exit_code == 0
+    found, device = json.loads(result.stdout), PartialState().device
+    classifier, vae = (checkpoints.load_pretrained(network, device) for network in ("classifier", "my_vae"))
+    judge = metrics.Judge(classifier, *(garments[split][0].to(device) for split in ("train", "test")))
+    if labelled:
+        y = torch.arange(200) % 10
+        measured = [judge.measure(latent_generated(200, seed, steps), y) for seed in (0, 1)]
+    else:
+        measured = [judge.measure(vae_generated(200, seed)) for seed in (0, 1)]
+    expected = {"measures": measured, "floor": judge.floor(200), "ceiling": judge.ceiling(200, vae)}
+    columns = {column: found.pop(column) for column in expected}
+    for column, measures in expected.items():
+        expected[column] = metrics.mean_and_spread(measures)
+        close = {measure: pytest.approx(values, rel=1e-3) for measure, values in expected[column].items()}
+        assert columns[column] == close
+    assert found == {"network": name, "n": 200, "seeds": 2, "steps": steps, "device": str(device)}
+    assert ("label_accuracy" in columns["measures"]) is labelled
+
+    title, head, *rows = fmdiff(*arguments).stdout.splitlines()
+    taking = f"{steps} steps, " if steps else ""
+    assert title == f"{name}: 200 images for each of 2 seeds, {taking}on {device}"
+    assert head.split() == ["mean", "spread", "floor", "spread", "ceiling", "spread"]
+    measures = ["fd", "kd", "precision", "recall", "copying", *(["label_accuracy"] * labelled), "squared_error"]
+    assert [row.split()[0] for row in rows] == measures
+    for row in rows:  # each number below the end of its head, and nothing where there is none
+        cells = [row[start : start + 10].strip() for start in range(14, len(head), 10)]
+        values = [value for column in columns.values() for value in column.get(row.split()[0], (None, None))]
+        assert cells == ["" if value is None else f"{value:.4f}" for value in values]
 
 
 @pytest.mark.parametrize(
@@ -637,8 +784,8 @@ def trained(tiny, monkeypatch) -> list[tuple]:
     """What each training that would have started was given; it ends well, after the steps it was told."""
     calls = []
 
-    def train_network(name, folder, **changes):
-        calls.append((name, folder, changes))
+    def train_network(name, folder, autoencoder=None, **changes):
+        calls.append((name, folder, autoencoder, changes))
         return None, [{"step": changes["steps"], "loss": 1.0, "validation": {"loss": 0.123456}}]
 
     monkeypatch.setattr(recipes, "train_network", train_network)
@@ -655,6 +802,9 @@ def trained(tiny, monkeypatch) -> list[tuple]:
         (["unet", "--epochs", "nan"], ["--epochs is nan", "expected at least 0.01"]),
         (["unet", "--batch-size", "0"], ["--batch-size is 0", "expected at least 1"]),
         (["unet", "--batch-size", "-128"], ["--batch-size is -128", "expected at least 1"]),
+        (["unet", "--vae", "my_vae"], ["--vae is 'my_vae'", "unet sees images, not latents", "leave --vae out"]),
+        (["vae", "--vae", "my_vae"], ["--vae is 'my_vae'", "vae sees images, not latents", "leave --vae out"]),
+        (["classifier", "--vae", ""], ["--vae is ''", "classifier sees images", "leave --vae out"]),
     ],
 )
 def test_train_refuses_what_makes_no_sense(tiny, trained, arguments, said):
@@ -679,9 +829,52 @@ def test_train_refuses_a_batch_larger_than_the_dataset(tiny, monkeypatch):
 def test_train_follows_the_recipe_but_for_what_it_is_told(trained, arguments, folder, changes):
     """An epoch is 58,000 images: the training split without the 2000 for validation."""
     result = fmdiff("train", "unet", *arguments)
-    assert result.exit_code == 0 and trained == [("unet", Path(folder), changes)]
+    assert result.exit_code == 0 and trained == [("unet", Path(folder), None, changes)]
     assert f"{Path(folder)}: validation loss 0.1235 after {changes['steps']} steps" in result.stdout
     assert f"fmdiff sample {Path(folder)}" in result.stdout
+
+
+@pytest.mark.parametrize("options, autoencoder", [([], None), (["--vae", "runs/vae"], "runs/vae")])
+def test_a_denoiser_of_latents_is_trained_in_the_latent_of_the_vae_that_is_named(trained, options, autoencoder):
+    """Without a name in that of its recipe."""
+    result = fmdiff("train", "latent_unet", "--profile", "smoke", *options)
+    changes = {"batch_size": 128, "seed": 0} | recipes.PROFILES["latent_unet"]["smoke"]
+    assert trained == [("latent_unet", Path("runs/latent_unet"), autoencoder, changes)]
+    assert result.exit_code == 0 and f"fmdiff sample {Path('runs/latent_unet')}" in result.stdout
+
+
+@pytest.fixture
+def small_cards(tiny, monkeypatch) -> Path:
+    """The working folder, and tiny networks for `vae` and `latent_unet`, trained in 4 steps on 96 drawn images."""
+    monkeypatch.setattr(recipes, "NUM_VALIDATION", 32)
+    monkeypatch.setattr(recipes, "load_fashion_mnist", lambda split: draw_garments(96))
+    unet = {"channels": 2, "width": 8, "mults": [1], "num_classes": 10}
+    for name, arguments in {"vae": {"width": 4, "channels": 2}, "latent_unet": unet}.items():
+        chain = {"schedule": CHAIN["schedule"]} if name == "latent_unet" else {}
+        monkeypatch.setitem(recipes.CARDS, name, recipes.CARDS[name] | {"arguments": arguments} | chain)
+        monkeypatch.setitem(recipes.PROFILES, name, {"smoke": {"steps": 4, "every": 2}, "full": {"steps": 4}})
+    return tiny
+
+
+def test_a_vae_and_a_denoiser_in_its_latent_are_trained_and_draw(small_cards):
+    short = ["--profile", "smoke", "--batch-size", "16"]
+    result = fmdiff("train", "vae", *short)
+    assert result.exit_code == 0 and f"{Path('runs/vae')}: validation loss" in result.stdout
+    weights = (small_cards / "runs" / "vae" / "weights.safetensors").read_bytes()
+    result = fmdiff("train", "latent_unet", "--vae", "runs/vae", *short)
+    assert result.exit_code == 0 and f"{Path('runs/latent_unet')}: validation loss" in result.stdout
+    assert (small_cards / "runs" / "vae" / "weights.safetensors").read_bytes() == weights
+    checksum = hashlib.sha256(weights).hexdigest()
+    assert checkpoints.read_card("runs/latent_unet")["autoencoder"] == {"name": "runs/vae", "sha256": checksum}
+    for name in ("runs/vae", "runs/latent_unet"):
+        assert fmdiff("sample", name, "-n", "3", "-o", "x.npz").exit_code == 0
+        assert np.load("x.npz")["images"].shape == (3, 28, 28)
+
+
+def test_a_denoiser_of_latents_without_a_vae_to_train_in_is_refused(small_cards):
+    known = "published are: classifier, labelled, tiny"
+    check_refused(small_cards, ["train", "latent_unet"], "there are no weights 'vae'", known)
+    check_refused(small_cards, ["train", "latent_unet", "--vae", "nowhere"], "there are no weights 'nowhere'", known)
 
 
 def test_nothing_samples_from_a_trained_classifier(trained):

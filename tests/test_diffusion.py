@@ -20,6 +20,7 @@ from fmdiff_helpers.diffusion import (
     pixel_baseline,
     posterior,
     simple_loss,
+    v_loss,
     validation_grid,
     validation_loss,
     velocity,
@@ -430,6 +431,47 @@ def test_the_loss_of_x0_is_that_of_the_noise_divided_by_the_signal_to_noise_rati
 
     of_eps, of_x0 = (f(m, x0, None, t, eps, schedule) for f, m in ((simple_loss, eps_model), (x0_loss, x0_model)))
     assert_close(of_x0 * schedule.alpha_bar / (1 - schedule.alpha_bar), of_eps, rtol=1e-6, atol=1e-9)
+
+
+@every_schedule
+def test_the_loss_of_the_exact_v_is_0(schedule):
+    """And of a v without the part of the noise, the mean square of that part."""
+    x0, eps, t = normal(schedule.T, 1, 4, 4), normal(schedule.T, 1, 4, 4, seed=1), torch.arange(schedule.T)
+    alpha_bar = (1 - schedule.beta).cumprod(0).reshape(-1, 1, 1, 1)
+    a, b = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+    exact = v_loss(lambda xt, t, y: a * eps - b * x0, x0, None, t, eps, schedule)
+    assert_close(exact, torch.zeros(schedule.T).double(), **CLOSE)
+    half = v_loss(lambda xt, t, y: -b * x0, x0, None, t, eps, schedule)
+    assert_close(half, (a * eps).pow(2).mean(dim=(1, 2, 3)), **CLOSE)
+
+
+@pytest.mark.parametrize("shape", [(4, 1, 28, 28), (4, 4, 7, 7), (4, 7)])
+def test_the_loss_of_a_model_of_v_is_the_mean_of_its_squared_errors(shape):
+    x0, eps, t, y = normal(*shape), normal(*shape, seed=1), torch.tensor([2, 0, 3, 1]), torch.tensor([7, 7, 1, 0])
+
+    def model(xt, step, label):
+        assert xt.equal(add_noise(x0, t, eps, UNEVEN)) and step is t and label is y
+        return velocity(x0, t, eps, UNEVEN) + (1.0 + t).reshape(-1, *[1] * (xt.ndim - 1))
+
+    assert_close(v_loss(model, x0, y, t, eps, UNEVEN), torch.tensor([9.0, 1, 16, 4]).double(), **CLOSE)
+
+
+@every_schedule
+def test_the_loss_of_v_is_that_of_the_noise_and_that_of_x0_together(schedule):
+    """The same error said of the noise is a times as large, said of x0 b times, and a^2 + b^2 = 1."""
+    x0, eps, t = normal(schedule.T, 4), normal(schedule.T, 4, seed=1), torch.arange(schedule.T)
+
+    def v_model(xt, t, y):
+        return torch.tanh(xt)
+
+    def implied(convert):
+        return lambda xt, t, y: convert(xt, t, v_model(xt, t, y), schedule)
+
+    of_v = v_loss(v_model, x0, None, t, eps, schedule)
+    of_eps = simple_loss(implied(eps_from_v), x0, None, t, eps, schedule)
+    of_x0 = x0_loss(implied(x0_from_v), x0, None, t, eps, schedule)
+    assert_close(of_eps, schedule.alpha_bar * of_v, rtol=1e-6, atol=1e-9)
+    assert_close(of_eps + of_x0, of_v, rtol=1e-6, atol=1e-9)
 
 
 # Validation

@@ -93,6 +93,21 @@ def test_an_npz_of_plain_pictures_is_packed(tmp_path):
     assert (tmp_path / "black.npz").stat().st_size < 100 * 28 * 28 / 10
 
 
+def test_names_stand_above_their_columns_and_the_grid_below_is_as_it_was(tmp_path):
+    images, heads = draw(8), ["Dress", "", "Ankle boot", "Bag"]
+    save_images(tmp_path / "named.png", images, columns=4, heads=heads)
+    with Image.open(tmp_path / "named.png") as picture:
+        found = pixels(picture)
+    plain = pixels(grid(images, 4))
+    strip, below = np.split(found, [len(found) - len(plain)])
+    np.testing.assert_array_equal(below, plain)
+    for head, column in zip(heads, np.split(strip, 4, axis=1), strict=True):
+        ink = (column < 128).any(axis=0).nonzero()[0]
+        assert (len(ink) > 0) == bool(head)
+        if head:  # in the middle
+            assert abs(ink.min() + ink.max() - column.shape[1]) < 6
+
+
 # save_animation
 
 

@@ -5,6 +5,7 @@ is an untrained classifier, and its garments are drawn: what it says is compared
 """
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -369,6 +370,71 @@ def test_worse_samples_are_above_the_floor(judge):
     for floor in judge.floor(200):
         assert measures["fd"] > 10 * floor["fd"] and measures["kd"] > 10 * abs(floor["kd"])
         assert measures["precision"] < floor["precision"] and measures["recall"] < floor["recall"]
+
+
+def test_real_images_are_n_different_ones_of_the_training_images(judge, train_images):
+    before = torch.get_rng_state()
+    drawn = {seed: judge.real(100, seed) for seed in (0, 1)}
+    assert torch.equal(before, torch.get_rng_state()) and torch.equal(judge.real(100, 0), drawn[0])
+    index = [nearest(images, train_images)[1] for images in drawn.values()]
+    for images, chosen in zip(drawn.values(), index, strict=True):
+        assert torch.equal(images, train_images[chosen]) and chosen.unique().numel() == 100
+        assert chosen.min() < 100 and chosen.max() >= 300, "from the whole of them"
+    assert not torch.equal(*index)
+
+
+def test_the_floor_is_what_the_real_images_of_its_seeds_score(judge, classifier):
+    for seed, found in zip((5, 6), judge.floor(150, seeds=[5, 6]), strict=True):
+        assert found == judge.distances(features(classifier, judge.real(150, seed))) | {"copying": 0.05}
+
+
+def autoencoder(through=lambda x: x) -> SimpleNamespace:
+    """An autoencoder whose latent is the image, upside down, and what it makes of images; it notes how many it sees."""
+    seen = []
+
+    def to_latent(x):
+        seen.append(len(x))
+        return through(x).flip(2)
+
+    return SimpleNamespace(to_latent=to_latent, from_latent=lambda z: z.flip(2), seen=seen)
+
+
+def test_an_autoencoder_that_changes_nothing_is_at_the_floor(judge):
+    before = torch.get_rng_state()
+    floor, ceiling = judge.floor(150), judge.ceiling(150, autoencoder())
+    assert torch.equal(before, torch.get_rng_state()) and len(ceiling) == 3
+    for real, found in zip(floor, ceiling, strict=True):
+        assert found.pop("squared_error") == 0 and real.pop("copying") == 0.05
+        assert found == real
+    assert judge.ceiling(150, autoencoder(), seeds=[2])[0]["fd"] == ceiling[2]["fd"] != ceiling[0]["fd"]
+
+
+def test_an_autoencoder_that_makes_one_picture_of_everything_is_far_off(judge):
+    """The squared error is a mean over images and pixels, from -1 to 1, before anything is rounded or clipped."""
+    grey = judge.ceiling(150, autoencoder(lambda x: torch.full_like(x, 0.3)))
+    for seed, (floor, found) in enumerate(zip(judge.floor(150), grey, strict=True)):
+        pixels = judge.real(150, seed).double() / 127.5 - 1
+        assert found["squared_error"] == pytest.approx((pixels - 0.3).square().mean().item(), rel=1e-5)
+        assert found["fd"] > 10 * floor["fd"] and found["kd"] > 10 * abs(floor["kd"])
+        assert found["recall"] == 0
+    bright = judge.ceiling(150, autoencoder(lambda x: torch.full_like(x, 3.0)), seeds=[0])
+    pixels = judge.real(150, 0).double() / 127.5 - 1
+    assert bright[0]["squared_error"] == pytest.approx((pixels - 3).square().mean().item(), rel=1e-5)
+
+
+def test_an_autoencoder_that_blurs_is_above_the_floor(judge):
+    def blurred(x):
+        return torch.nn.functional.avg_pool2d(x, 5, stride=1, padding=2)
+
+    for floor, found in zip(judge.floor(200), judge.ceiling(200, autoencoder(blurred)), strict=True):
+        assert found["fd"] > 2 * floor["fd"] and found["squared_error"] > 0.01
+
+
+def test_an_autoencoder_sees_500_images_at_a_time(classifier, test_images):
+    judge, vae = Judge(classifier, draw_garments(600, seed=5)[0], test_images), autoencoder()
+    (found,) = judge.ceiling(600, vae, seeds=[0])
+    assert vae.seen == [500, 100]
+    assert found["fd"] == pytest.approx(judge.floor(600, seeds=[0])[0]["fd"])
 
 
 # mean_and_spread

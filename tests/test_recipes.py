@@ -1,5 +1,8 @@
 """The claims of fmdiff_helpers.recipes: cards that build, honest validation, the same network from the same seed."""
 
+import hashlib
+import math
+import statistics
 from pathlib import Path
 
 import pytest
@@ -8,11 +11,25 @@ import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
 
-from fmdiff_helpers import recipes, schedules
-from fmdiff_helpers.checkpoints import build, load_pretrained, read_card, save_weights
+from fmdiff_helpers import checkpoints, recipes, schedules
+from fmdiff_helpers.checkpoints import WeightsError, build, load_pretrained, read_card, save_weights
 from fmdiff_helpers.data import to_model
-from fmdiff_helpers.diffusion import add_noise, simple_loss, validation_loss, x0_loss
-from fmdiff_helpers.recipes import CARDS, PROFILES, ScheduledLoss, draw_shifts, load_denoiser, schedule_of, shift, task
+from fmdiff_helpers.diffusion import add_noise, simple_loss, v_loss, validation_loss, x0_loss
+from fmdiff_helpers.models.vae import VAE
+from fmdiff_helpers.recipes import (
+    CARDS,
+    PROFILES,
+    AnnealedLoss,
+    ScheduledLoss,
+    draw_places,
+    draw_shifts,
+    load_autoencoder,
+    load_denoiser,
+    schedule_of,
+    shift,
+    task,
+    vae_validation,
+)
 from fmdiff_helpers.standin import draw_garments
 from fmdiff_helpers.train import check_recipe
 
@@ -200,6 +217,120 @@ def test_a_scheduled_loss_goes_on_from_its_state():
     assert not value(ScheduledLoss(UNEVEN, num_steps=4).double(), 4).isclose(value(one, 4)).any()
 
 
+# The loss of a VAE whose beta rises, its noise and its validation
+
+BETA = 0.5
+
+
+class Fixed(nn.Module):
+    """A VAE that says always the same of five images and keeps the noise that it was given."""
+
+    latent_shape = (2, 3, 3)
+
+    def __init__(self):
+        super().__init__()
+        self.x_hat = torch.randn(5, 1, 4, 4, generator=generator(1), dtype=torch.float64)
+        self.mu, self.log_var = (torch.randn(5, 2, 3, 3, generator=generator(seed)).double() for seed in (2, 3))
+        self.mu[:, 1, 0] = 4.0  # three numbers of the latent that say nothing
+        self.register_buffer("shift", torch.zeros(2, 1, 1, dtype=torch.float64))
+        self.register_buffer("scale", torch.ones(2, 1, 1, dtype=torch.float64))
+        self.seen = []
+
+    def forward(self, x0, eps):
+        self.seen.append((x0, eps, torch.is_grad_enabled()))
+        return self.x_hat, self.mu, self.log_var
+
+
+X0 = torch.randn(5, 1, 4, 4, generator=generator(4), dtype=torch.float64)
+
+
+def squared_errors() -> list[float]:
+    """Return the squared error of each image of `X0`, summed over its 16 pixels, number by number."""
+    pairs = zip(Fixed().x_hat.flatten(1).tolist(), X0.flatten(1).tolist(), strict=True)
+    return [sum((a - b) ** 2 for a, b in zip(said, image, strict=True)) for said, image in pairs]
+
+
+def divergences() -> list[float]:
+    """Return the KL divergence of each latent, number by number."""
+    pairs = zip(Fixed().mu.flatten(1).tolist(), Fixed().log_var.flatten(1).tolist(), strict=True)
+    return [sum(0.5 * (m * m + math.exp(v) - 1 - v) for m, v in zip(mu, log_var, strict=True)) for mu, log_var in pairs]
+
+
+def test_beta_rises_evenly_from_0_and_stays():
+    loss = AnnealedLoss(BETA, num_steps=4)
+    for share in (0, 0.25, 0.5, 0.75, 1, 1, 1):
+        expected = [e / 2 + share * BETA * kl for e, kl in zip(squared_errors(), divergences(), strict=True)]
+        assert loss(Fixed(), X0, None, None).tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_annealed_loss_shows_the_model_the_images_and_the_noise():
+    model, eps = Fixed(), torch.randn(5, 2, 3, 3, generator=generator())
+    AnnealedLoss(BETA, num_steps=4)(model, X0, torch.arange(5), eps)
+    ((x0, noise, _),) = model.seen
+    assert x0 is X0 and noise is eps
+
+
+def test_an_annealed_loss_goes_on_from_its_state():
+    one, other = (AnnealedLoss(BETA, num_steps=6) for _ in range(2))
+    for _ in range(3):
+        one(Fixed(), X0, None, None)
+    other.load_state_dict(one.state_dict())
+    assert other.step == 3
+    values = [loss(Fixed(), X0, None, None) for loss in (one, other, AnnealedLoss(BETA, num_steps=6))]
+    assert values[0].equal(values[1]) and not values[0].isclose(values[2]).any()
+
+
+def test_the_places_in_the_clouds_are_standard_normal_one_latent_for_each_image():
+    (eps,) = draw_places(torch.empty(5000, 1, 2, 2), generator(), (3, 2, 1))
+    assert eps.shape == (5000, 3, 2, 1) and eps.dtype == torch.float32
+    units = eps.flatten(1).double()
+    assert units.mean(0).abs().max() < 5 / math.sqrt(5000)
+    assert (units.var(0) - 1).abs().max() < 5 * math.sqrt(2 / 5000)
+    assert (torch.corrcoef(units.T) - torch.eye(6)).abs().max() < 5 / math.sqrt(5000)
+
+
+def test_the_generator_decides_the_places_and_no_other():
+    x0, before = torch.empty(4, 1, 28, 28), torch.get_rng_state()
+    (one,), (same,), (other,) = (draw_places(x0, generator(seed), (4, 7, 7)) for seed in (0, 0, 1))
+    assert torch.equal(one, same) and not torch.equal(one, other)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_validation_of_a_vae_by_hand():
+    """All of beta, whatever share of it the training has come to; 15 of 18 numbers of the latent say something."""
+    errors, kl = squared_errors(), divergences()
+    found = vae_validation(Fixed(), X0, BETA)
+    assert found.pop("active_units") == 15
+    assert found == {
+        "loss": pytest.approx(sum(errors) / 2 / 5 + BETA * sum(kl) / 5, rel=1e-9),
+        "squared_error": pytest.approx(sum(errors) / 5 / 16, rel=1e-9),
+        "kl": pytest.approx(sum(kl) / 5, rel=1e-9),
+    }
+    assert all(isinstance(value, float) for value in found.values())
+
+
+def test_the_validation_of_a_vae_measures_shift_and_scale_channel_by_channel():
+    """The mean and the sample standard deviation of mu over images and places."""
+    model = Fixed()
+    vae_validation(model, X0, BETA)
+    assert model.shift.shape == model.scale.shape == (2, 1, 1)
+    for channel in range(2):
+        values = model.mu[:, channel].flatten().tolist()
+        assert model.shift[channel].item() == pytest.approx(statistics.mean(values), rel=1e-9)
+        assert model.scale[channel].item() == pytest.approx(statistics.stdev(values), rel=1e-9)
+
+
+def test_the_validation_of_a_vae_takes_the_same_standard_noise_each_time_and_no_gradient():
+    model, x0, before = Fixed(), torch.zeros(500, 1, 4, 4), torch.get_rng_state()
+    model.x_hat, model.mu, model.log_var = torch.zeros(500, 1, 4, 4), torch.ones(500, 2, 3, 3), torch.ones(500, 2, 3, 3)
+    model.mu[::2] = 0
+    assert vae_validation(model, x0, BETA) == vae_validation(model, x0, BETA)
+    (_, first, graded), (_, second, _) = model.seen
+    assert first.shape == (500, 2, 3, 3) and torch.equal(first, second) and not graded
+    assert abs(first.mean()) < 5 / math.sqrt(9000) and abs(first.var() - 1) < 5 * math.sqrt(2 / 9000)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 # Cards
 
 
@@ -210,17 +341,27 @@ def full_card(name: str) -> dict:
 
 @pytest.mark.parametrize("name", CARDS)
 def test_every_card_builds_a_network_for_its_images(name):
-    model, x0 = build(CARDS[name]), torch.zeros(2, 1, 28, 28)
+    card, model, x0 = CARDS[name], build(CARDS[name]), torch.zeros(2, 1, 28, 28)
+    if "autoencoder" in card:
+        x0 = torch.zeros(2, *build(CARDS[card["autoencoder"]]).latent_shape)
     if name in DENOISERS:
-        y = torch.tensor([0, 9]) if CARDS[name]["arguments"]["num_classes"] else None
+        y = torch.tensor([0, 9]) if card["arguments"]["num_classes"] else None
         assert model(x0, torch.zeros(2, dtype=torch.int64), y).shape == x0.shape
+    elif "beta" in card:
+        eps = torch.zeros(2, *model.latent_shape)
+        assert [tuple(said.shape) for said in model(x0, eps)] == [x0.shape, eps.shape, eps.shape]
     else:
         assert model(x0).shape == (2, 10)
 
 
-def test_there_are_two_denoisers_one_of_the_noise_and_one_of_x0_and_the_classifier():
-    assert {name: CARDS[name].get("target") for name in DENOISERS} == {"unet": None, "transformer": "x0"}
-    assert "classifier" in CARDS and "classifier" not in DENOISERS
+def test_there_are_three_denoisers_of_the_noise_of_x0_and_of_v_a_vae_and_the_classifier():
+    targets = {"unet": None, "transformer": "x0", "latent_unet": "v"}
+    assert {name: CARDS[name].get("target") for name in DENOISERS} == targets
+    assert CARDS.keys() - DENOISERS == {"vae", "classifier"}
+    assert [name for name, card in CARDS.items() if "beta" in card] == ["vae"]
+    assert {name: card["autoencoder"] for name, card in CARDS.items() if "autoencoder" in card} == {
+        "latent_unet": "vae"
+    }
 
 
 # Trained denoisers
@@ -228,19 +369,32 @@ def test_there_are_two_denoisers_one_of_the_noise_and_one_of_x0_and_the_classifi
 TINY = {
     "unet": {"width": 8, "mults": [1], "num_classes": 0},
     "transformer": {"patch": 14, "dim": 8, "depth": 1, "heads": 1, "ff_dim": 8, "num_classes": 10},
+    "vae": {"width": 4, "channels": 2, "grid": 7},
+    "latent_unet": {"width": 8, "mults": [1], "num_classes": 10, "channels": 2},
 }
 
 
-def saved(name: str, folder: Path) -> nn.Module:
-    """Write a tiny denoiser, random as if it were trained, to a folder and return it."""
-    card = CARDS[name] | {"arguments": TINY[name]}
+def saved(name: str, folder: Path, seed: int = 0, file: str = "weights", **changes) -> nn.Module:
+    """Write a tiny network, random as if it were trained, to a folder and return it."""
+    card = CARDS[name] | {"arguments": TINY[name]} | changes
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         model = build(card)
         for parameter in model.parameters():
             nn.init.normal_(parameter, std=0.3)
-    save_weights(folder / "weights.safetensors", model, card)
+    if name == "vae":
+        model.shift.copy_(torch.tensor([0.3, -0.7]).reshape(2, 1, 1))
+        model.scale.copy_(torch.tensor([0.5, 1.6]).reshape(2, 1, 1))
+    save_weights(folder / f"{file}.safetensors", model, card)
     return model
+
+
+@pytest.fixture(scope="module")
+def autoencoder(tmp_path_factory) -> dict[str, str]:
+    """What a card says of its autoencoder, here a tiny one in a folder."""
+    folder = tmp_path_factory.mktemp("autoencoder")
+    saved("vae", folder)
+    return {"name": str(folder), "sha256": read_card(folder)["sha256"]}
 
 
 XT, T = torch.randn(4, 1, 28, 28, generator=generator(1)), torch.tensor([0, 30, 150, 199])
@@ -255,11 +409,50 @@ def test_a_trained_network_that_predicts_x0_is_loaded_as_one_that_predicts_the_n
     assert_close(denoiser(XT, T, y), expected.float(), rtol=1e-4, atol=1e-4)
 
 
+def test_a_trained_network_that_predicts_v_is_loaded_as_one_that_predicts_the_noise(tmp_path, autoencoder):
+    """Whether its autoencoder is there or not: that is another question."""
+    model, y = saved("latent_unet", tmp_path, autoencoder=autoencoder), torch.tensor([3, 0, 9, 3])
+    denoiser, schedule = load_denoiser(tmp_path)
+    assert torch.equal(schedule.beta, schedules.cosine_beta(CARDS["latent_unet"]["schedule"]["T"]))
+    z, t = torch.randn(4, 2, 7, 7, generator=generator(1)), torch.tensor([0, 30, 500, schedule.T - 1])
+    alpha_bar = (1 - schedule.beta).cumprod(0)[t].reshape(4, 1, 1, 1)
+    expected = (1 - alpha_bar).sqrt() * z + alpha_bar.sqrt() * model(z, t, y)
+    assert_close(denoiser(z, t, y), expected.float(), rtol=1e-4, atol=1e-4)
+    assert (denoiser(z, t, y) - model(z, t, y)).abs().max() > 0.1
+
+
 def test_a_trained_network_that_predicts_the_noise_is_loaded_as_it_is(tmp_path):
     model = saved("unet", tmp_path)
     denoiser, schedule = load_denoiser(tmp_path)
     assert isinstance(denoiser, type(model)) and torch.equal(schedule.beta, schedules.cosine_beta(200))
     assert_close(denoiser(XT, T), model(XT, T), rtol=1e-5, atol=1e-5)
+
+
+def same_weights(one: nn.Module, other: nn.Module) -> bool:
+    one, other = one.state_dict(), other.state_dict()
+    return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def test_the_autoencoder_of_a_card_is_the_one_with_its_checksum(tmp_path):
+    vae = saved("vae", tmp_path)
+    checksum = hashlib.sha256((tmp_path / "weights.safetensors").read_bytes()).hexdigest()
+    loaded = load_autoencoder({"autoencoder": {"name": str(tmp_path), "sha256": checksum}})
+    assert same_weights(loaded, vae) and not any(parameter.requires_grad for parameter in loaded.parameters())
+
+
+def test_an_autoencoder_that_has_changed_since_is_an_error_that_names_both(tmp_path):
+    saved("vae", tmp_path)
+    there = read_card(tmp_path)["sha256"]
+    saved("vae", tmp_path, seed=1)
+    now = read_card(tmp_path)["sha256"]
+    expected = rf"in the latent of '{tmp_path}' with sha256 {there}, found {now}; put those weights back"
+    with pytest.raises(WeightsError, match=expected):
+        load_autoencoder({"autoencoder": {"name": str(tmp_path), "sha256": there}})
+
+
+def test_an_autoencoder_that_is_not_there_is_an_error_that_names_it(tmp_path):
+    with pytest.raises(WeightsError, match=f"there are no weights '{tmp_path}'"):
+        load_autoencoder({"autoencoder": {"name": str(tmp_path), "sha256": "0"}})
 
 
 def test_every_card_has_three_profiles_each_longer_than_the_last():
@@ -305,7 +498,7 @@ def numbers(x0: torch.Tensor) -> list[int]:
     return (256 * pixels[:, 0] + pixels[:, 1]).tolist()
 
 
-@pytest.mark.parametrize("name", CARDS)
+@pytest.mark.parametrize("name", [name for name in CARDS if name != "latent_unet"])
 def test_the_last_2000_images_are_for_validation_and_never_in_the_training_data(numbered, name):
     *_, (images, labels), validate = task(full_card(name), *numbered, CPU)
     assert numbers(to_model(images)) == labels.tolist() == list(range(500))
@@ -373,20 +566,79 @@ def test_a_chain_of_ten_steps_is_a_task_too(numbered):
     assert validate(grey)["bins"] == pytest.approx(squares.tolist(), rel=1e-5)
 
 
+def latent_card(autoencoder: dict[str, str]) -> dict:
+    """Return the card of a tiny denoiser of latents as a training fills it in."""
+    return full_card("latent_unet") | {"arguments": TINY["latent_unet"], "autoencoder": autoencoder}
+
+
 @pytest.mark.parametrize("name", DENOISERS)
-def test_the_noise_is_drawn_for_all_steps_of_the_cards_chain(numbered, name):
-    _, draw, *_ = task(full_card(name), *numbered, CPU)
-    t, eps = draw(torch.empty(5000, 1, 2, 2), generator())
+def test_the_noise_is_drawn_for_all_steps_of_the_cards_chain(numbered, autoencoder, name):
+    card = latent_card(autoencoder) if "autoencoder" in CARDS[name] else full_card(name)
+    _, draw, *_ = task(card, *numbered, CPU)
+    t, eps = draw(torch.empty(20_000, 2, 1, 1), generator())
     assert t.unique().tolist() == list(range(CARDS[name]["schedule"]["T"]))
-    assert eps.shape == (5000, 1, 2, 2) and eps.std().item() == pytest.approx(1, abs=0.05)
+    assert eps.shape == (20_000, 2, 1, 1) and eps.std().item() == pytest.approx(1, abs=0.05)
+
+
+# The tasks of a VAE, and of a denoiser in its latent
+
+
+def test_a_vae_is_trained_by_the_annealed_loss_for_a_third_of_the_steps_and_validated_by_all_of_beta(numbered):
+    card = full_card("vae") | {"arguments": TINY["vae"], "beta": 0.125}
+    loss, draw, (images, _), validate = task(card, *numbered, CPU)
+    assert isinstance(loss, AnnealedLoss) and images.dtype == torch.uint8
+    assert (loss.beta, loss.num_steps) == (0.125, PROFILES["vae"]["full"]["steps"] // 3)
+    (eps,) = draw(torch.empty(6, 1, 28, 28), generator())
+    assert torch.equal(eps, torch.randn(6, 2, 7, 7, generator=generator()))
+    assert validate.func is vae_validation and validate.keywords["beta"] == 0.125
+    model = build(card)
+    found = validate(model)
+    assert found["loss"] == pytest.approx(392 * found["squared_error"] + 0.125 * found["kl"], rel=1e-5)
+    assert_close(model.to_latent(to_model(numbered[0][500:])).std(dim=(0, 2, 3)), torch.ones(2), rtol=0, atol=1e-3)
+
+
+def test_a_denoiser_of_latents_sees_each_image_encoded_once_and_standardised(numbered, autoencoder, monkeypatch):
+    seen, encode = [], VAE.encode
+    monkeypatch.setattr(VAE, "encode", lambda self, x0: seen.append(x0) or encode(self, x0))
+    loss, draw, (latents, labels), validate = task(latent_card(autoencoder), *numbered, CPU)
+    held_out = validate.keywords["x0"]
+    loss(Denoiser(), latents[:6], labels[:6], *draw(latents[:6], generator()))
+    validate(Denoiser())
+    assert numbers(torch.cat(seen)) == list(range(NUM))
+    assert labels.tolist() == list(range(500)) and validate.keywords["y"].tolist() == list(range(500, NUM))
+    mu, _ = encode(load_pretrained(Path(autoencoder["name"])), to_model(numbered[0]))
+    expected = torch.stack([(mu[:, 0] - 0.3) / 0.5, (mu[:, 1] + 0.7) / 1.6], dim=1)
+    assert_close(latents, expected[:500], rtol=1e-4, atol=1e-4)
+    assert_close(held_out, expected[500:], rtol=1e-4, atol=1e-4)
+    assert not latents.requires_grad and not held_out.requires_grad
+
+
+def test_a_denoiser_of_v_is_trained_and_validated_by_the_loss_of_v(numbered, autoencoder):
+    loss, draw, (latents, labels), validate = task(latent_card(autoencoder), *numbered, CPU)
+    model, schedule, x0, y = Denoiser(), schedule_of(CARDS["latent_unet"]), latents[:6], labels[:6]
+    t, eps = draw(x0, generator())
+    expected = v_loss(Denoiser(), x0, y, t, eps, schedule)
+    assert torch.equal(loss(model, x0, y, t, eps), expected) and expected.shape == (6,)
+    assert torch.equal(model.y, y)
+    held_out = validate.keywords["x0"]
+    assert validate(model) == validation_loss(Denoiser(), held_out, None, schedule, loss_fn=v_loss)
+    assert validate(model) != validation_loss(Denoiser(), held_out, None, schedule)
+    assert torch.equal(model.y, numbered[1][500:])
+
+
+def test_a_task_in_the_latent_of_another_autoencoder_than_the_cards_is_an_error(numbered, autoencoder):
+    with pytest.raises(WeightsError, match="with sha256 0000, found "):
+        task(latent_card(autoencoder | {"sha256": "0000"}), *numbered, CPU)
 
 
 # Training by name
 
 
 @pytest.fixture
-def small(monkeypatch):
-    """Small cards on 96 drawn images, 32 of them for validation."""
+def small(tmp_path_factory, monkeypatch):
+    """Small cards on 96 drawn images, 32 of them for validation, and a published autoencoder."""
+    monkeypatch.setattr(checkpoints, "PUBLISHED", tmp_path_factory.mktemp("published"))
+    saved("vae", checkpoints.PUBLISHED, file="vae")
     monkeypatch.setattr(recipes, "NUM_VALIDATION", 32)
     monkeypatch.setattr(recipes, "load_fashion_mnist", lambda split: draw_garments(96, seed=int(split != "train")))
     for name, arguments in {**TINY, "classifier": {"width": 2}}.items():
@@ -406,6 +658,56 @@ def test_a_network_is_trained_by_its_name_and_returned_with_its_history(small, t
     assert all(torch.equal(tensor, loaded[key]) for key, tensor in model.state_dict().items())
     card = read_card(tmp_path)
     assert card["network"] == CARDS[name]["network"] and card.get("schedule") == CARDS[name].get("schedule")
+
+
+def test_a_trained_vae_holds_what_standardises_the_latents_of_the_images_that_were_held_out(small, tmp_path):
+    recipes.train_network("vae", tmp_path, **SMALL)
+    z = load_pretrained(tmp_path).to_latent(to_model(draw_garments(96)[0][-32:]))
+    assert_close(z.mean(dim=(0, 2, 3)), torch.zeros(2), rtol=0, atol=1e-3)
+    assert_close(z.std(dim=(0, 2, 3)), torch.ones(2), rtol=0, atol=1e-3)
+    assert torch.load(tmp_path / "checkpoint.pt")["loss"]["step"] == 4
+    assert read_card(tmp_path)["beta"] == CARDS["vae"]["beta"]
+
+
+def test_training_in_a_latent_leaves_the_autoencoder_as_it_is_and_the_card_says_which_it_was(
+    small, tmp_path, monkeypatch
+):
+    folder, run, used = tmp_path / "another", tmp_path / "run", []
+    saved("vae", folder, seed=1)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    monkeypatch.setattr(recipes, "load_autoencoder", lambda *given: used.append(load_autoencoder(*given)) or used[-1])
+    model, _ = recipes.train_network("latent_unet", run, autoencoder=str(folder), **SMALL)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    (vae,) = used
+    assert same_weights(vae, load_pretrained(folder)) and not same_weights(vae, load_pretrained("vae"))
+    checksum = hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest()
+    for card in (read_card(run), torch.load(run / "checkpoint.pt")["card"]):
+        assert card["autoencoder"] == {"name": str(folder), "sha256": checksum} and card["target"] == "v"
+        assert torch.equal(schedule_of(card).beta, schedules.cosine_beta(CARDS["latent_unet"]["schedule"]["T"]))
+    assert same_weights(load_autoencoder(read_card(run)), vae)
+    assert same_weights(load_pretrained(run), model)
+
+
+def test_a_denoiser_of_latents_takes_the_published_autoencoder_unless_told_otherwise(small, tmp_path):
+    recipes.train_network("latent_unet", tmp_path, **SMALL)
+    assert read_card(tmp_path)["autoencoder"] == {"name": "vae", "sha256": read_card("vae")["sha256"]}
+    assert CARDS["latent_unet"]["autoencoder"] == "vae", "the card itself stays as it is"
+
+
+def test_a_run_in_one_latent_does_not_go_on_in_another(small, tmp_path):
+    saved("vae", tmp_path / "another", seed=1)
+    recipes.train_network("latent_unet", tmp_path / "run", **SMALL)
+    with pytest.raises(ValueError, match=r"is another training \(autoencoder: {'name': 'vae'"):
+        recipes.train_network("latent_unet", tmp_path / "run", autoencoder=str(tmp_path / "another"), **SMALL)
+    saved("vae", checkpoints.PUBLISHED, seed=2, file="vae")
+    with pytest.raises(ValueError, match=r"is another training \(autoencoder: {'name': 'vae'"):
+        recipes.train_network("latent_unet", tmp_path / "run", **SMALL)
+
+
+def test_an_autoencoder_that_is_nowhere_is_an_error_before_any_training(small, tmp_path):
+    with pytest.raises(WeightsError, match="there are no weights 'nowhere'; published are: vae"):
+        recipes.train_network("latent_unet", tmp_path, autoencoder="nowhere", **SMALL)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_changes_come_before_the_profile_and_the_profile_before_the_card(small, tmp_path, monkeypatch):
@@ -480,3 +782,21 @@ def test_the_training_split_is_the_one_that_is_loaded(untrained, monkeypatch):
 def test_the_classifier_learns_in_a_few_steps(small, tmp_path):
     _, history = recipes.train_network("classifier", tmp_path, steps=60, every=30, warmup=10, lr=0.03, **SMALL)
     assert history[-1]["loss"] < 0.9 * F.cross_entropy(torch.zeros(1, 10), torch.zeros(1, dtype=torch.int64))
+
+
+def test_a_vae_can_be_trained_for_a_single_step(small, tmp_path):
+    _, history = recipes.train_network("vae", tmp_path, steps=1, every=1, **SMALL)
+    assert history[-1]["step"] == 1
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [(TINY["vae"] | {"channels": 3}, "a vae with 3 channels"), (None, "a transformer with no channels")],
+)
+def test_a_denoiser_of_latents_refuses_what_is_no_vae_of_its_channels(small, tmp_path, arguments, said):
+    name = "vae" if arguments else "transformer"
+    card = CARDS[name] | ({"arguments": arguments} if arguments else {})
+    save_weights(tmp_path / "other" / "weights.safetensors", build(card), card)
+    with pytest.raises(ValueError, match=f"is {said}; expected a vae with {TINY['vae']['channels']}"):
+        recipes.train_network("latent_unet", tmp_path / "run", autoencoder=str(tmp_path / "other"), **SMALL)
+    assert not (tmp_path / "run").exists()

@@ -29,8 +29,8 @@ ALLOWED = {
     "export": {"checkpoints"},
     "metrics": {"data"},
     "train": {"checkpoints", "data"},
-    "recipes": {"checkpoints", "data", "diffusion", "samplers", "schedules", "train"},
-    "player": {"data", "diffusion", "plots", "samplers", "schedules"},
+    "recipes": {"checkpoints", "data", "diffusion", "models", "samplers", "schedules", "train"},
+    "player": {"data", "diffusion", "models", "plots", "samplers", "schedules"},
     "cli": {"checkpoints", "data", "export", "metrics", "recipes", "samplers"},
 }
 

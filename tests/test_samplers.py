@@ -4,6 +4,7 @@ Where data are Gaussian the best model is known, and with it the distribution th
 claim about random draws is tested at 5 standard errors, and the draws are always the same.
 """
 
+import copy
 import math
 import re
 from functools import partial
@@ -13,8 +14,19 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from fmdiff_helpers.diffusion import add_noise, eps_from_x0, posterior, x0_from_eps
-from fmdiff_helpers.samplers import generate, in_batches, noise_predictor, respace, sample_ddim, sample_ddpm
+from fmdiff_helpers.diffusion import add_noise, eps_from_v, eps_from_x0, posterior, velocity, x0_from_eps
+from fmdiff_helpers.models.vae import VAE
+from fmdiff_helpers.samplers import (
+    generate,
+    in_batches,
+    invert_ddim,
+    noise_from_v,
+    noise_predictor,
+    respace,
+    sample_ddim,
+    sample_ddpm,
+    sample_prior,
+)
 from fmdiff_helpers.schedules import Schedule, cosine_beta, rescaled_linear_beta
 
 # Four steps far apart, and not in order, so that a step taken for its neighbour is seen at once.
@@ -202,6 +214,39 @@ def test_ten_steps_of_a_sampler_restore_the_data_and_ten_of_feeding_x0_back_end_
     assert fed_back.std() < 0.5 * spread
 
 
+# Networks that predict v
+
+
+@pytest.mark.parametrize("schedule", [COSINE, LINEAR, UNEVEN], ids=["cosine", "linear", "uneven"])
+def test_the_noise_of_a_network_that_predicts_v_is_the_one_that_xt_and_v_imply(schedule):
+    """eps = b xt + a v, with the label or without; the x0 that goes with it has that v."""
+    t, y = torch.arange(schedule.T), torch.arange(schedule.T) % 10
+    xt = normal(schedule.T, 1, 4, 4)
+    alpha_bar = (1 - schedule.beta).cumprod(0).reshape(-1, 1, 1, 1)
+    for label in (None, y):
+        v = guess_x0(xt, t, label)  # a guess is a guess
+        eps = noise_from_v(guess_x0, schedule)(xt, t, label)
+        assert eps.equal(eps_from_v(xt, t, v, schedule))
+        assert_close(eps, (1 - alpha_bar).sqrt() * xt + alpha_bar.sqrt() * v, **CLOSE)
+        assert_close(velocity(x0_from_eps(xt, t, eps, schedule), t, eps, schedule), v, **CLOSE)
+    assert noise_from_v(guess_x0, schedule)(xt, t).equal(noise_from_v(guess_x0, schedule)(xt, t, None))
+
+
+@every_sampler
+@pytest.mark.parametrize("num_steps", [None, 7, 1])
+def test_the_best_model_of_v_draws_what_the_best_model_of_the_noise_draws(name, num_steps):
+    """E[v | xt] is a E[eps | xt] - b E[x0 | xt]."""
+
+    def best_v(xt, t, y):
+        a, b = COSINE.signal_scale[t, None], COSINE.noise_scale[t, None]
+        return a * best(COSINE)(xt, t, y) - b * best_x0(COSINE)(xt, t, y)
+
+    x, options = normal(20, 3), {"num_steps": num_steps, "clip": math.inf}
+    expected, _ = walk(name, COSINE, x, best(COSINE), **options)
+    samples, _ = walk(name, COSINE, x, noise_from_v(best_v, COSINE), **options)
+    assert_close(samples, expected, **CLOSE)
+
+
 # A model that is never wrong
 
 
@@ -269,6 +314,79 @@ def test_ddim_at_eta_0_needs_no_generator_and_is_deterministic():
 def test_an_eta_outside_0_to_1_is_refused_by_value(eta):
     with pytest.raises(ValueError, match=f"^eta is {eta}; expected 0"):
         sample_ddim(guess, normal(1, 1, 4, 4), COSINE, eta=eta)
+
+
+# DDIM backwards
+
+
+@pytest.mark.parametrize("num_steps", [None, 1, 2, 7, 49])
+@pytest.mark.parametrize("schedule", [COSINE, LINEAR], ids=["cosine", "linear"])
+def test_with_a_model_that_always_says_the_same_noise_the_way_back_is_exact(schedule, num_steps):
+    """It ends in the data with that much of that noise, and DDIM leads from there to the data again."""
+    x0, eps = normal(3, 1, 4, 4), normal(1, 1, 4, 4, seed=1).expand(3, -1, -1, -1)
+    x = invert_ddim(lambda xt, t, y: eps, x0, schedule, num_steps)
+    assert_close(x, add_noise(x0, torch.full((3,), 49), eps, schedule), **CLOSE)
+    back = sample_ddim(lambda xt, t, y: eps, x, schedule, num_steps=num_steps, clip=math.inf)
+    assert_close(back, x0, rtol=0, atol=1e-9)
+
+
+def test_two_steps_back_by_hand():
+    """Noise as seen in x0 carries x0 to the first step, noise as seen there to the second."""
+    x0, (first, last) = normal(3, 2), (0, 3)
+    a, b = UNEVEN.signal_scale.tolist(), UNEVEN.noise_scale.tolist()
+    x = a[first] * x0 + b[first] * guess(x0, torch.full((3,), first), None)
+    eps = guess(x, torch.full((3,), first), None)
+    x = a[last] * (x - b[first] * eps) / a[first] + b[last] * eps
+    assert_close(invert_ddim(guess, x0, UNEVEN, 2), x, **CLOSE)
+    one = a[last] * x0 + b[last] * guess(x0, torch.full((3,), last), None)
+    assert_close(invert_ddim(guess, x0, UNEVEN, 1), one, **CLOSE)
+
+
+SMOOTH = MEAN[:2], STD[:2]  # the third kind of pixel is too sharp for few steps
+
+
+def best_smooth(schedule):
+    """Return the best model for the first two kinds of pixel."""
+    model = best(schedule)
+    return lambda xt, t, y: model(torch.nn.functional.pad(xt, (0, 1)), t, y)[:, :2]
+
+
+@pytest.mark.parametrize("beta", [cosine_beta, rescaled_linear_beta])
+def test_on_gaussian_data_there_and_back_is_off_by_half_as_much_with_twice_as_many_steps(beta):
+    schedule, x0, errors = Schedule(beta(1000)), SMOOTH[0] + SMOOTH[1] * normal(50, 2), []
+    for num_steps in (50, 100, 200):
+        x = invert_ddim(best_smooth(schedule), x0, schedule, num_steps)
+        back = sample_ddim(best_smooth(schedule), x, schedule, num_steps=num_steps, clip=math.inf)
+        errors.append(((back - x0) / SMOOTH[1]).square().mean(dim=0).sqrt())
+    for coarse, fine in pairwise(errors):
+        assert_close(fine / coarse, torch.full((2,), 0.5).double(), rtol=0, atol=0.05)
+    assert 0.001 < errors[-1].min() and errors[-1].max() < 0.1
+
+
+def test_on_gaussian_data_the_way_back_ends_in_standard_noise_and_in_the_noise_the_data_came_from():
+    """Where STD z + MEAN is the data, DDIM's path leads from it to z: as many standard deviations from the mean."""
+    schedule, z = Schedule(cosine_beta(1000)), normal(DRAWS, 2)
+    x = invert_ddim(best_smooth(schedule), SMOOTH[0] + SMOOTH[1] * z, schedule, 500)
+    check_moments(x, torch.zeros(2), torch.ones(2))
+    assert_close(x, z, rtol=0, atol=0.04)
+
+
+@pytest.mark.parametrize("num_steps", [None, 5])
+def test_the_way_back_tells_the_model_its_steps_from_the_least_noisy_and_the_labels(num_steps):
+    told, y = [], torch.tensor([4, 2, 7])
+
+    def model(xt, t, labels):
+        told.append(t.tolist())
+        assert labels is y and not torch.is_grad_enabled()
+        return guess(xt, t, labels)
+
+    x0 = normal(3, 1, 4, 4).float()
+    kept = x0.clone()
+    x = invert_ddim(model, x0, COSINE, num_steps, y)
+    steps = respace(COSINE, num_steps)[0].tolist()
+    assert told == [[t] * 3 for t in [steps[0], *steps[:-1]]]
+    assert x0.equal(kept) and (x.shape, x.dtype) == (x0.shape, x0.dtype)
+    assert torch.is_grad_enabled()
 
 
 # Fewer steps
@@ -652,3 +770,77 @@ def test_without_labels_the_model_gets_none():
     seen = []
     generate(lambda xt, t, y: seen.append(y) or guess(xt, t, y), UNEVEN, 2)
     assert seen == [None] * 4
+
+
+# Images from latents
+
+
+@pytest.fixture(scope="module")
+def vae() -> VAE:
+    """A small autoencoder, as if it were trained and measured."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        vae = VAE(width=4, channels=3).requires_grad_(False)
+    vae.shift.copy_(torch.tensor([0.5, -1.0, 0.0]).reshape(3, 1, 1))
+    vae.scale.copy_(torch.tensor([2.0, 0.5, 1.0]).reshape(3, 1, 1))
+    return vae
+
+
+@pytest.mark.parametrize("num_steps", [None, 2])
+def test_latents_are_drawn_in_their_shape_without_a_clip_and_decoded(vae, num_steps):
+    """The model is called with latents and steps, and labels too."""
+    y = torch.tensor([4, 2, 7])
+
+    def model(xt, t, labels):
+        assert xt.shape == (3, 3, 7, 7) and labels.equal(y)
+        return guess(xt, t, labels)
+
+    images, steps = draw(3, UNEVEN, model, num_steps=num_steps, y=y, vae=vae)
+    assert images.shape == (3, 1, 28, 28) and len(steps) == (num_steps or 4)
+    for step in steps:
+        implied = x0_from_eps(step.xt, torch.full((3,), step.t), step.eps_hat, UNEVEN)
+        assert implied.abs().max() > 1.5 and torch.allclose(step.x0_hat, implied, rtol=1e-5, atol=1e-5)
+    last = steps[-1].x_prev
+    assert images.equal(vae.from_latent(last)) and not images.isclose(vae.decode(last)).all()
+    if num_steps:
+        assert last.equal(sample_ddim(model, steps[0].xt, UNEVEN, num_steps=2, y=y, clip=math.inf))
+    else:
+        assert all(bool((step.noise != 0).any()) for step in steps[:-1])  # DDPM
+
+
+def test_a_seed_decides_the_images_from_latents_and_their_start_is_unit_noise(vae):
+    one, same, other = (draw(20, UNEVEN, seed=seed, vae=vae) for seed in (5, 5, 6))
+    assert one[0].equal(same[0]) and not torch.allclose(one[0], other[0], atol=0.01)
+    check_moments(one[1][0].xt.double().flatten()[:, None], 0, 1)
+
+
+def test_more_than_500_latents_are_decoded_batch_by_batch(vae):
+    images, steps = draw(502, UNEVEN, num_steps=1, vae=vae)
+    assert [len(step.xt) for step in steps] == [500, 2]
+    decoded = torch.cat([vae.from_latent(step.x_prev) for step in steps])
+    assert images.shape == (502, 1, 28, 28) and images.equal(decoded)
+
+
+def test_a_vae_alone_draws_by_decoding_standard_normal_latents(vae, monkeypatch):
+    """As its encoder's clouds are: not standardised, and so not by shift and scale."""
+    seen = []
+    monkeypatch.setattr(vae, "decode", lambda z: seen.append(z) or VAE.decode(vae, z))
+    images = sample_prior(vae, 502, seed=3)
+    assert [tuple(z.shape) for z in seen] == [(500, 3, 7, 7), (2, 3, 7, 7)]
+    z = torch.cat(seen)
+    check_moments(z.double().transpose(0, 1).flatten(1).T, torch.zeros(3), torch.ones(3))
+    assert z.equal(torch.randn((502, 3, 7, 7), generator=seeded(3)))
+    assert images.equal(torch.cat([VAE.decode(vae, part) for part in seen]))
+
+
+def test_a_vae_draws_the_same_from_the_same_seed_and_leaves_global_random_numbers_alone(vae):
+    before = torch.get_rng_state()
+    default, zero, one = sample_prior(vae, 4), sample_prior(vae, 4, 0), sample_prior(vae, 4, 1)
+    assert default.shape == (4, 1, 28, 28) and default.equal(zero) and not torch.allclose(zero, one, atol=1e-3)
+    assert torch.get_rng_state().equal(before)
+
+
+def test_images_from_latents_carry_no_gradient_even_of_a_vae_in_training(vae):
+    learning = copy.deepcopy(vae).requires_grad_(True)
+    assert not sample_prior(learning, 2).requires_grad
+    assert not generate(lambda xt, t, y: 0.5 * xt, UNEVEN, 2, vae=learning).requires_grad
