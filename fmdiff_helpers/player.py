@@ -18,12 +18,13 @@ import ipywidgets as widgets
 import numpy as np
 import torch
 from IPython.display import display
-from PIL import Image
-from torch import Tensor
+from PIL import Image, ImageDraw
+from torch import Tensor, nn
 
 from fmdiff_helpers.data import CLASS_NAMES, to_model, to_uint8
 from fmdiff_helpers.diffusion import add_noise
-from fmdiff_helpers.plots import curves, histogram_frame, label_frame, tile
+from fmdiff_helpers.models.vae import kl_divergence
+from fmdiff_helpers.plots import as_frame, class_clouds, curves, histogram_frame, label_frame, tile
 from fmdiff_helpers.samplers import sample_ddim, sample_ddpm
 from fmdiff_helpers.schedules import (
     Schedule,
@@ -88,8 +89,10 @@ PICTURE = Template("""\
 
 def encode_png(frame: np.ndarray) -> bytes:
     """Encode a uint8 picture, (H, W) grey or (H, W, 3) colour."""
-    buffer = io.BytesIO()
-    Image.fromarray(frame).save(buffer, "PNG")
+    image, buffer = Image.fromarray(frame), io.BytesIO()
+    if frame.ndim == 3 and (colors := image.getcolors(256)):
+        image = image.quantize(len(colors))  # as it is, in a third of the bytes
+    image.save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -398,6 +401,102 @@ class KindsExplorer(Explorer):
         panels = {"kind": label_frame(CLASS_NAMES)}
         panels |= {title: tile(to_uint8(x.cpu()), columns=2).numpy() for title, x in images.items()}
         return panels, f"t = {step.t:4d}   SNR {self.schedule.log_snr_db[step.t].item():6.1f} dB"
+
+
+class BetaExplorer(Explorer):
+    """Explore what beta does to a VAE: slide through VAEs that were trained with more and more of it.
+
+    `vaes` maps each beta to its VAE, in rising order; `images` are uint8 (N, 1, 28, 28). Another seed chooses other
+    garments and other points of the prior.
+    """
+
+    height = 224
+
+    def __init__(self, vaes: dict[float, nn.Module], images: Tensor, seed: int = 0):
+        self.vaes, self.images = vaes, images
+        controls = {"seed": widgets.BoundedIntText(value=seed, min=0, max=9999, description="seed")}
+        controls["seed"].layout.width = "200px"
+        super().__init__(controls)
+        self.slider.description = "beta, rising"
+
+    def prepare(self) -> int:
+        """Choose 16 garments and 16 points of the prior, the same for all VAEs."""
+        generator = torch.Generator().manual_seed(self.controls["seed"].value)
+        self.x0 = to_model(self.images[torch.randint(len(self.images), (16,), generator=generator)])
+        shape = next(iter(self.vaes.values())).latent_shape
+        self.z = torch.randn((16, *shape), generator=generator).to(self.x0.device)
+        return len(self.vaes)
+
+    def draw(self, t: int) -> tuple[dict[str, np.ndarray], str]:
+        """Return the garments, what the VAE makes of them, and what it draws from the prior."""
+        beta, vae = list(self.vaes.items())[t]
+        mu, log_var = vae.encode(self.x0)
+        through, drawn = vae.decode(mu), vae.decode(self.z)
+        images = {"garments": self.x0, "through the latent": through, "drawn from the prior": drawn}
+        panels = {title: tile(to_uint8(x).cpu(), columns=4).numpy() for title, x in images.items()}
+        error, kl = (through - self.x0).square().mean(), kl_divergence(mu, log_var).mean()
+        return panels, f"beta = {beta:<6g} squared error of a pixel {error:.4f}   KL {kl:6.1f} nats"
+
+
+class LatentWalk(Explorer):
+    """Walk from one garment to another, through the latent and through the pixels, and see where that is on a map.
+
+    `images` uint8 (N, 1, 28, 28) and `labels` (N,) are the garments to choose from and to draw the map of: two
+    principal components of their latents.
+    """
+
+    height = 336
+
+    def __init__(self, vae: nn.Module, images: Tensor, labels: Tensor, start: str = "Trouser", end: str = "Bag"):
+        self.vae, self.images, self.labels = vae, images, labels
+        self.z = torch.cat([vae.to_latent(to_model(part)) for part in images.split(500)])
+        self.middle = self.z.flatten(1).mean(0)
+        self.axes = torch.linalg.eigh(torch.cov(self.z.flatten(1).T)).eigenvectors[:, -2:].flip(1)
+        figure = class_clouds(self.place(self.z), labels, CLASS_NAMES, size=self.height / 75)
+        figure.set_dpi(75)
+        self.map, self.pixels = as_frame(figure, self.place(self.z))
+        controls = {
+            "start": widgets.Dropdown(options=CLASS_NAMES, value=start, description="from"),
+            "end": widgets.Dropdown(options=CLASS_NAMES, value=end, description="to"),
+            "index": widgets.BoundedIntText(min=0, max=999, description="which ones"),
+        }
+        for control in controls.values():
+            control.layout.width = "200px"
+        super().__init__(controls)
+        self.slider.description = "way, in %"
+        self.slider.value = 50
+
+    def filmstrip(self, num_frames: int = 11) -> Filmstrip:
+        """Return a Filmstrip as other explorers do, of fewer frames: a map is 15 kB each time."""
+        return super().filmstrip(num_frames)
+
+    def place(self, z: Tensor) -> Tensor:
+        """Return where latents (N, ...) lie on the map, (N, 2)."""
+        return (z.flatten(1) - self.middle) @ self.axes
+
+    def prepare(self) -> int:
+        """Look the two garments up and decode the way from one to the other."""
+        start, end, index = (control.value for control in self.controls.values())
+        kinds = [(self.labels == CLASS_NAMES.index(name)).nonzero().flatten() for name in (start, end)]
+        # The last one of the second kind, so that a kind leads to another garment of itself.
+        self.ends = [kinds[0][index % len(kinds[0])].item(), kinds[1][-1 - index % len(kinds[1])].item()]
+        self.names = start, end
+        share = torch.linspace(0, 1, 101, device=self.z.device).reshape(-1, 1, 1, 1)
+        self.way, self.mix = (torch.lerp(*x[self.ends][:, None], share) for x in (self.z, to_model(self.images)))
+        return 101
+
+    def draw(self, t: int) -> tuple[dict[str, np.ndarray], str]:
+        """Return the mix of the pixels, the garment at this place of the latent, and the map."""
+        panels = {"mixing pixels": self.mix[t], "walking in the latent": self.vae.from_latent(self.way[t][None])[0]}
+        panels = {title: to_uint8(x)[0].cpu().numpy() for title, x in panels.items()}
+        (x0, y0), (x1, y1) = self.pixels[self.ends]
+        here = x0 + (x1 - x0) * t / 100, y0 + (y1 - y0) * t / 100
+        picture = Image.fromarray(self.map)
+        drawing = ImageDraw.Draw(picture)
+        drawing.line([x0, y0, x1, y1], fill="black", width=1)
+        drawing.ellipse([here[0] - 5, here[1] - 5, here[0] + 5, here[1] + 5], fill="black")
+        panels["where that is"] = np.array(picture)
+        return panels, f"{t:3d} % of the way from {self.names[0]} to {self.names[1]}"
 
 
 class LiveLoss:

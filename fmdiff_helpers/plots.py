@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from einops import rearrange
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -137,6 +138,38 @@ def histograms(
     axis.set(xlabel=xlabel, ylabel="density", title=title)
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure
+
+
+def class_clouds(points: Tensor, labels: Tensor, names: Sequence[str], size: float = 6) -> Figure:
+    """Draw points (N, 2) in ten colours, one for each label (N,), each kind's name near its median; size in inches."""
+    figure, (axis,) = new_figure(size, size)
+    points, labels = points.cpu().numpy(), labels.cpu().numpy()
+    axis.scatter(*points.T, c=labels, cmap="tab10", vmin=-0.5, vmax=9.5, s=4, linewidths=0)
+    middles = np.stack([np.median(points[labels == kind], axis=0) for kind in range(len(names))])
+    box = {"boxstyle": "round,pad=0.1", "facecolor": "white", "alpha": 0.7, "linewidth": 0}
+    # Names too, for readers who cannot tell ten colours apart; one that would hide another moves up.
+    wide, high = np.ptp(points, axis=0) * (1.4, 0.35) / size
+    placed = []
+    for kind in middles[:, 1].argsort():
+        x, y = middles[kind]
+        while any(abs(x - left) < wide and abs(y - low) < high for left, low in placed):
+            y += high / 4
+        placed.append((x, y))
+        axis.text(x, y, names[kind], ha="center", va="center", fontsize=9, bbox=box)
+    axis.set(xlabel="first principal component", ylabel="second principal component")
+    return figure
+
+
+def as_frame(figure: Figure, points: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Return a figure as uint8 (H, W, 3) in 64 colours, and where points (N, 2) of its axes lie in it: (N, 2) pixels.
+
+    For players: the figure is drawn once, and what moves is drawn on top.
+    """
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())[:, :, :3]).quantize(64).convert("RGB")
+    pixels = figure.axes[0].transData.transform(points.cpu().numpy())
+    return np.array(picture), pixels * [1, -1] + [0, picture.height]
 
 
 def normal_density(x: np.ndarray, mean: float = 0.0, std: float = 1.0) -> np.ndarray:

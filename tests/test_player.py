@@ -19,11 +19,14 @@ from PIL import Image
 from fmdiff_helpers import player, schedules
 from fmdiff_helpers.data import CLASS_NAMES, to_model, to_uint8
 from fmdiff_helpers.diffusion import add_noise
+from fmdiff_helpers.models.vae import VAE, kl_divergence
 from fmdiff_helpers.player import (
     SCHEDULES,
+    BetaExplorer,
     Explorer,
     Filmstrip,
     KindsExplorer,
+    LatentWalk,
     LiveLoss,
     NoisingExplorer,
     ReverseExplorer,
@@ -41,7 +44,8 @@ def noise(*shape: int) -> np.ndarray:
 
 
 def decode(png: bytes) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(png)))
+    image = Image.open(io.BytesIO(png))
+    return np.asarray(image.convert("RGB") if image.mode == "P" else image)
 
 
 class Page(HTMLParser):
@@ -558,6 +562,90 @@ def test_seed_sampler_and_number_of_steps_are_those_that_were_chosen(name, sampl
     y = torch.arange(20) // 2
     expected = sampler(labelled, x, CHAIN, generator, num_steps, y)
     assert torch.equal(explorer.steps[-1].x_prev, expected) and explorer.slider.max == num_steps - 1
+
+
+# a VAE's latent
+
+
+def small_vae(seed: int, **options) -> VAE:
+    """A VAE as if it were trained, with a standardisation of its own."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        vae = VAE(width=4, **options).requires_grad_(False).eval()
+    vae.shift.fill_(0.1 * seed)
+    vae.scale.fill_(1 + seed)
+    return vae
+
+
+def test_each_place_of_the_slider_is_the_vae_of_one_beta_with_the_same_garments_and_the_same_draw():
+    vaes = {beta: small_vae(seed, channels=5, grid=1) for seed, beta in enumerate((0, 0.1, 10))}
+    explorer = BetaExplorer(vaes, GARMENTS)
+    assert explorer.slider.max == 2
+    for place, (beta, vae) in enumerate(vaes.items()):
+        panels, readout = explorer.draw(place)
+        mu, log_var = vae.encode(explorer.x0)
+        expected = explorer.x0, vae.decode(mu), vae.decode(explorer.z)
+        for frame, x in zip(panels.values(), expected, strict=True):
+            assert (frame == tile(to_uint8(x), columns=4).numpy()).all()
+        assert f"beta = {beta:g} " in readout and f"{kl_divergence(mu, log_var).mean().item():.1f} nats" in readout
+        assert f"{(vae.decode(mu) - explorer.x0).square().mean().item():.4f}" in readout
+    assert explorer.z.shape == (16, 5, 1, 1)
+
+
+def test_another_seed_shows_other_garments_and_another_draw():
+    explorer = BetaExplorer({0.1: small_vae(0, channels=5, grid=1)}, GARMENTS)
+    x0, z = explorer.x0, explorer.z
+    explorer.controls["seed"].value = 1
+    assert not torch.equal(x0, explorer.x0) and not torch.equal(z, explorer.z)
+    explorer.controls["seed"].value = 0
+    assert torch.equal(x0, explorer.x0) and torch.equal(z, explorer.z)
+
+
+@pytest.mark.parametrize("options", [{"channels": 2, "grid": 7}, {"channels": 5, "grid": 1}])
+def test_a_walk_goes_straight_from_one_latent_to_the_other(options):
+    vae = small_vae(2, **options)
+    walk = LatentWalk(vae, GARMENTS, LABELS, start="Dress", end="Bag")
+    a, b = (to_model(GARMENTS[index : index + 1]) for index in walk.ends)
+    assert LABELS[walk.ends].tolist() == [CLASS_NAMES.index("Dress"), CLASS_NAMES.index("Bag")]
+    for t in (0, 30, 100):
+        panels, readout = walk.draw(t)
+        z = vae.to_latent(a) + (vae.to_latent(b) - vae.to_latent(a)) * t / 100
+        here = vae.from_latent(z)[0, 0]
+        np.testing.assert_allclose(panels["walking in the latent"].astype(int), to_uint8(here).int(), atol=1)
+        mixed = to_uint8(a + (b - a) * t / 100)[0, 0]
+        np.testing.assert_allclose(panels["mixing pixels"].astype(int), mixed.int(), atol=1)
+        assert readout == f"{t:3d} % of the way from Dress to Bag"
+
+
+def test_the_dot_of_a_walk_moves_on_the_map_between_its_ends():
+    walk = LatentWalk(small_vae(2), GARMENTS, LABELS, start="Dress", end="Bag")
+    for t in (0, 50, 100):
+        frame = walk.draw(t)[0]["where that is"]
+        x, y = walk.pixels[walk.ends[0]] * (1 - t / 100) + walk.pixels[walk.ends[1]] * t / 100
+        assert (frame[round(y) - 2 : round(y) + 3, round(x) - 2 : round(x) + 3] == 0).all()
+
+
+def test_the_map_shows_the_two_directions_in_which_latents_differ_most():
+    walk = LatentWalk(small_vae(2), GARMENTS, LABELS)
+    z = (walk.z - walk.z.mean(0)).flatten(1)
+    _, spread, axes = torch.linalg.svd(z, full_matrices=False)
+    torch.testing.assert_close(walk.place(walk.z).abs(), (z @ axes[:2].T).abs(), rtol=1e-2, atol=1e-2)
+    assert spread[0] > spread[1]
+
+
+def test_from_a_kind_to_itself_is_a_walk_between_two_garments():
+    walk = LatentWalk(small_vae(2), GARMENTS, LABELS, start="Dress", end="Dress")
+    assert len(set(walk.ends)) == 2 and LABELS[walk.ends].unique().tolist() == [CLASS_NAMES.index("Dress")]
+
+
+def test_a_picture_of_few_colours_is_packed_and_stays_as_it_is():
+    few, many = (noise(60, 60, 3) // 64 * 64, noise(60, 60, 3))
+    assert len(np.unique(few.reshape(-1, 3), axis=0)) == 64
+    for frame in (few, many):
+        np.testing.assert_array_equal(
+            np.asarray(Image.open(io.BytesIO(player.encode_png(frame))).convert("RGB")), frame
+        )
+    assert len(player.encode_png(few)) < 0.4 * len(player.encode_png(many))
 
 
 # the loss while it trains

@@ -11,6 +11,8 @@ from numpy.testing import assert_allclose
 from fmdiff_helpers.data import to_model
 from fmdiff_helpers.plots import (
     COLORS,
+    as_frame,
+    class_clouds,
     curves,
     histogram_frame,
     histograms,
@@ -24,6 +26,7 @@ from fmdiff_helpers.plots import (
 from fmdiff_helpers.schedules import Schedule, cosine_beta, linear_beta
 
 IMAGES = torch.randint(0, 256, (6, 1, 5, 7), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+POINTS, KINDS = torch.tensor([[0.0, 0.0], [2.0, 0.0], [1.0, 9.0], [5.0, 8.0]]), torch.tensor([0, 0, 0, 1])
 SCHEDULES = {"linear, T = 1000": Schedule(linear_beta(1000)), "cosine, T = 50": Schedule(cosine_beta(50))}
 
 
@@ -45,6 +48,7 @@ EVERY_FIGURE = {
     "image_grid": lambda: image_grid(IMAGES, 3, ["a", "b", "c"], ["x", "y"]),
     "curves": lambda: curves([0, 1], {"a": torch.tensor([0.0, 1.0])}, "x", "y"),
     "schedule_curves": lambda: schedule_curves(SCHEDULES),
+    "class_clouds": lambda: class_clouds(POINTS, KINDS, ["a", "b"]),
     "histograms": lambda: histograms({"a": torch.linspace(-1, 1, 50)}),
 }
 every_figure = pytest.mark.parametrize("make", EVERY_FIGURE.values(), ids=EVERY_FIGURE)
@@ -315,3 +319,22 @@ def test_curves_take_a_logarithmic_axis_in_both_directions():
     axis = curves([1, 10], {"a": [1, 100]}, "x", "y", yscale="log", xscale="log").axes[0]
     assert (axis.get_xscale(), axis.get_yscale()) == ("log", "log")
     assert curves([1, 10], {"a": [1, 100]}, "x", "y").axes[0].get_xscale() == "linear"
+
+
+def test_a_cloud_has_its_points_and_its_name_at_their_median():
+    axis = class_clouds(POINTS, KINDS, ["a", "b"]).axes[0]
+    assert axis.collections[0].get_offsets().tolist() == POINTS.tolist()
+    assert axis.collections[0].get_array().tolist() == KINDS.tolist()
+    assert {text.get_text(): text.get_position() for text in axis.texts} == {"a": (1, 0), "b": (5, 8)}
+
+
+def test_a_figure_as_a_frame_says_where_its_points_are():
+    """Four points alone on the axes: the pixels at their places are dark."""
+    figure, (axis,) = new_figure(4, 3)
+    axis.plot(*POINTS.numpy().T, ".", color="black", markersize=10)
+    axis.grid(False)
+    frame, places = as_frame(figure, POINTS)
+    assert frame.dtype == np.uint8 and frame.shape == (240, 320, 3)
+    assert len(np.unique(frame.reshape(-1, 3), axis=0)) <= 64
+    assert all(frame[round(y), round(x)].max() < 50 for x, y in places)
+    assert places[2, 1] < places[0, 1]  # higher up in the figure, nearer to the first row
