@@ -442,14 +442,14 @@ class LatentWalk(Explorer):
     """Walk from one garment to another, through the latent and through the pixels, and see where that is on a map.
 
     `images` uint8 (N, 1, 28, 28) and `labels` (N,) are the garments to choose from and to draw the map of: two
-    principal components of their latents.
+    principal components of their latents, which are not standardised, so that idle numbers stay small.
     """
 
     height = 336
 
-    def __init__(self, vae: nn.Module, images: Tensor, labels: Tensor, start: str = "Trouser", end: str = "Bag"):
+    def __init__(self, vae: nn.Module, images: Tensor, labels: Tensor, start: str = "Trouser", end: str = "Coat"):
         self.vae, self.images, self.labels = vae, images, labels
-        self.z = torch.cat([vae.to_latent(to_model(part)) for part in images.split(500)])
+        self.z = torch.cat([vae.encode(to_model(part))[0] for part in images.split(500)])
         self.middle = self.z.flatten(1).mean(0)
         self.axes = torch.linalg.eigh(torch.cov(self.z.flatten(1).T)).eigenvectors[:, -2:].flip(1)
         figure = class_clouds(self.place(self.z), labels, CLASS_NAMES, size=self.height / 75)
@@ -487,7 +487,7 @@ class LatentWalk(Explorer):
 
     def draw(self, t: int) -> tuple[dict[str, np.ndarray], str]:
         """Return the mix of the pixels, the garment at this place of the latent, and the map."""
-        panels = {"mixing pixels": self.mix[t], "walking in the latent": self.vae.from_latent(self.way[t][None])[0]}
+        panels = {"mixing pixels": self.mix[t], "walking in the latent": self.vae.decode(self.way[t][None])[0]}
         panels = {title: to_uint8(x)[0].cpu().numpy() for title, x in panels.items()}
         (x0, y0), (x1, y1) = self.pixels[self.ends]
         here = x0 + (x1 - x0) * t / 100, y0 + (y1 - y0) * t / 100

@@ -43,7 +43,7 @@ CARDS = {
     },
     "latent_unet": {
         "network": "unet.UNet",
-        "arguments": {"channels": 4, "width": 64, "mults": [1, 2], "patch": 2, "num_classes": 10},
+        "arguments": {"channels": 4, "width": 32, "mults": [1, 2], "patch": 1, "num_classes": 10},
         "autoencoder": "vae",
         "schedule": {"beta": "cosine_beta", "T": 1000},
         "target": "v",

@@ -365,7 +365,7 @@ def latents(tiny) -> Path:
     """
     vae = {"network": "vae.VAE", "arguments": {"width": 4, "channels": 2}, "beta": 0.01, "recipe": {}}
     write_network(tiny / "my_vae" / "weights.safetensors", vae)
-    unet = {"width": 8, "mults": [1], "channels": 2, "num_classes": 10}
+    unet = {"width": 8, "mults": [1], "patch": 1, "channels": 2, "num_classes": 10}
     about = {"target": "v", "autoencoder": {"name": "my_vae", "sha256": checkpoints.read_card("my_vae")["sha256"]}}
     write_network(tiny / "my_unet" / "weights.safetensors", {"network": "unet.UNet", "arguments": unet} | about | CHAIN)
     return tiny
@@ -848,7 +848,7 @@ def small_cards(tiny, monkeypatch) -> Path:
     """The working folder, and tiny networks for `vae` and `latent_unet`, trained in 4 steps on 96 drawn images."""
     monkeypatch.setattr(recipes, "NUM_VALIDATION", 32)
     monkeypatch.setattr(recipes, "load_fashion_mnist", lambda split: draw_garments(96))
-    unet = {"channels": 2, "width": 8, "mults": [1], "num_classes": 10}
+    unet = {"channels": 2, "width": 8, "mults": [1], "patch": 1, "num_classes": 10}
     for name, arguments in {"vae": {"width": 4, "channels": 2}, "latent_unet": unet}.items():
         chain = {"schedule": CHAIN["schedule"]} if name == "latent_unet" else {}
         monkeypatch.setitem(recipes.CARDS, name, recipes.CARDS[name] | {"arguments": arguments} | chain)

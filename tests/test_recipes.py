@@ -370,7 +370,7 @@ TINY = {
     "unet": {"width": 8, "mults": [1], "num_classes": 0},
     "transformer": {"patch": 14, "dim": 8, "depth": 1, "heads": 1, "ff_dim": 8, "num_classes": 10},
     "vae": {"width": 4, "channels": 2, "grid": 7},
-    "latent_unet": {"width": 8, "mults": [1], "num_classes": 10, "channels": 2},
+    "latent_unet": {"width": 8, "mults": [1], "patch": 1, "num_classes": 10, "channels": 2},
 }
 
 

@@ -1,6 +1,7 @@
 """The claims of fmdiff_helpers.models.unet: each part against its formula, and that nothing in the network is idle."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from fmdiff_helpers.models.layers import TimeEmbedding, linear_attention, sinusoids
-from fmdiff_helpers.models.unet import Attention, ConvNeXtBlock, ResNetBlock, UNet
+from fmdiff_helpers.models.unet import Attention, ConvNeXtBlock, Halve, ResNetBlock, UNet
 
 # The network of the lessons, and shapes that differ in all that an argument can say; small, to be quick.
 NETWORKS = {
@@ -249,7 +250,7 @@ def test_a_convnext_block_is_its_layers_one_after_the_other():
 @every_network
 def test_the_predicted_noise_has_the_shape_of_the_picture(name):
     net = network(name)
-    for height, width in [(28, 28), (net.divisor, 2 * net.divisor), (32, 8)]:
+    for height, width in [(28, 28), (net.patch, 2 * net.patch), (32, 8)]:
         x = normal(2, 1, height, width)
         assert net(x, steps(0, 199)).shape == x.shape
 
@@ -284,46 +285,52 @@ def test_the_predicted_noise_has_no_bounds(name):
     assert_close(net(x, t), 1000 * before, rtol=1e-4, atol=1e-2)
 
 
-@every_network
-@pytest.mark.parametrize(("height", "width"), [(7, 7), (28, 27), (30, 28), (28, 2), (1, 1)])
-def test_a_picture_that_does_not_divide_is_one_with_zeros_at_the_right_and_below_that_are_cut_off_again(
-    name, height, width
-):
-    net, x, t = network(name), normal(2, 1, height, width), steps(3, 150)
-    rows, columns = (net.divisor * math.ceil(size / net.divisor) for size in (height, width))
-    larger = torch.zeros(2, 1, rows, columns)
+@pytest.mark.parametrize(("height", "width"), [(28, 27), (31, 28), (28, 1)])
+def test_a_picture_that_does_not_divide_by_the_patch_is_refused_by_its_shape(height, width):
+    message = f"images are (2, 1, {height}, {width}); expected height and width that divide by 2"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        network("lessons")(normal(2, 1, height, width), steps(0, 1))
+
+
+@pytest.mark.parametrize(("height", "width"), [(7, 7), (6, 8), (5, 4), (1, 1)])
+def test_an_odd_height_or_width_is_halved_with_zeros_in_the_missing_row_or_column(height, width):
+    halve, x = made(Halve, 3), normal(2, 3, height, width)
+    larger = torch.zeros(2, 3, 2 * math.ceil(height / 2), 2 * math.ceil(width / 2))
     larger[:, :, :height, :width] = x
-    found = net(x, t)
-    assert found.shape == x.shape and found.equal(net(larger, t)[:, :, :height, :width])
-    if (rows, columns) != (height, width):
-        shifted = torch.zeros(2, 1, rows, columns)
-        shifted[:, :, -height:, -width:] = x
-        assert differ(found, net(shifted, t)[:, :, -height:, -width:])
+    blocks = larger.unfold(2, 2, 2).unfold(3, 2, 2)  # (B, C, rows, columns, 2, 2)
+    expected = torch.einsum("bcijkl,ockl->boij", blocks, halve.weight) + halve.bias[:, None, None]
+    assert_close(halve(x), expected)
 
 
 @every_network
-def test_nothing_is_added_to_a_picture_that_divides(name):
-    net, x = network(name), normal(2, 1, 28, 28)
-    seen = watched([net.stem])
-    net(x, steps(3, 150))
-    assert seen[0][0][0].equal(x)
+@pytest.mark.parametrize(("height", "width"), [(7, 7), (5, 6), (1, 9)])
+def test_what_was_halved_and_doubled_is_cut_to_the_size_it_had(name, height, width):
+    """On the way up each stage sees what came from below, its last row or column left out, beside the skip."""
+    net = network(name)
+    x = normal(2, 1, height * net.patch, width * net.patch)
+    doubled = watched([double for *_, double in net.up if len(double)])
+    joined = watched([stage for stage, *_ in net.up][1:])
+    assert net(x, steps(3, 150)).shape == x.shape
+    for (_, above), (inputs, _) in zip(doubled, joined, strict=True):
+        seen = inputs[0]
+        assert seen[:, : above.shape[1]].equal(above[:, :, : seen.shape[2], : seen.shape[3]])
+        assert 0 <= above.shape[2] - seen.shape[2] <= 1 and 0 <= above.shape[3] - seen.shape[3] <= 1
 
 
 # Latents: small pictures of several channels
 
 
 def latent_network() -> UNet:
-    return network("labels", channels=4)
+    return network("labels", channels=4, patch=1)
 
 
-@pytest.mark.parametrize(("height", "width"), [(7, 7), (8, 8), (1, 1), (4, 6)])
-def test_the_predicted_noise_has_the_channels_of_the_picture(height, width):
+@pytest.mark.parametrize(("height", "width"), [(7, 7), (8, 8), (1, 1), (4, 5)])
+def test_the_predicted_noise_has_the_channels_and_the_size_of_the_picture(height, width):
     net, x, t, y = latent_network(), normal(2, 4, height, width), steps(3, 150), torch.tensor([4, 10])
-    larger = torch.zeros(2, 4, math.ceil(height / 4) * 4, math.ceil(width / 4) * 4)
-    larger[:, :, :height, :width] = x
-    found = net(x, t, y)
-    assert found.shape == x.shape and found.equal(net(larger, t, y)[:, :, :height, :width])
-    assert made(UNet, channels=4)(x, t).equal(torch.zeros_like(x))
+    middle = watched([net.middle[0]])
+    assert net(x, t, y).shape == x.shape
+    assert middle[0][1].shape[2:] == (math.ceil(height / 2), math.ceil(width / 2))
+    assert made(UNet, channels=4, patch=1)(x, t).equal(torch.zeros_like(x))
 
 
 def test_every_channel_changes_the_noise_in_every_channel():

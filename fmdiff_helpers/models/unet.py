@@ -83,6 +83,17 @@ class Attention(nn.Module):
         return x + self.out(mixed)
 
 
+class Halve(nn.Conv2d):
+    """Halve the height and width of x (B, C, H, W), each rounded up: an odd one gets a row or column of zeros."""
+
+    def __init__(self, channels: int):
+        super().__init__(channels, channels, 2, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, C, H / 2, W / 2)."""
+        return super().forward(F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2)))
+
+
 class Stage(nn.Module):
     """A block and, after it, attention: the U-Net's unit."""
 
@@ -101,8 +112,7 @@ class UNet(nn.Module):
 
     `width` times each of `mults` are the channels of the levels, from the outside in; `patch` folds that many pixels
     in both directions into channels first; `depth` is the number of stages of a level, on the way down and again up;
-    `block` is "resnet" or "convnext". Where H and W do not divide by patch times 2 to the number of levels less one,
-    zeros are added at the right and below, and taken off again. With num_classes above 0 labels y (B,) are taken too,
+    `block` is "resnet" or "convnext". H and W divide by patch. With num_classes above 0 labels y (B,) are taken too,
     `num_classes` itself being the null label, which stands for None.
     """
 
@@ -123,7 +133,7 @@ class UNet(nn.Module):
         block = blocks[block]
         widths, time_dim = [width * mult for mult in mults], 4 * width
         self.num_classes = num_classes
-        self.divisor = patch * 2 ** (len(widths) - 1)
+        self.patch = patch
         self.time = TimeEmbedding(width)
         self.label = nn.Embedding(num_classes + 1, time_dim) if num_classes else None
         self.stem = nn.Sequential(nn.PixelUnshuffle(patch), nn.Conv2d(patch**2 * channels, width, 3, padding=1))
@@ -132,7 +142,7 @@ class UNet(nn.Module):
             deepest = level == len(widths) - 1
             stage = partial(Stage, block, out_channels=inner, time_dim=time_dim, linear=not deepest)
             way_down = [stage(in_channels=inner if k else outer) for k in range(depth)]
-            halve = nn.Identity() if deepest else nn.Conv2d(inner, inner, 2, stride=2)
+            halve = nn.Identity() if deepest else Halve(inner)
             self.down.append(nn.ModuleList([*way_down, halve]))
             way_up = [stage(in_channels=2 * inner) for _ in range(depth)]
             double = [nn.Upsample(scale_factor=2), nn.Conv2d(inner, outer, 3, padding=1)] if level else []
@@ -151,9 +161,8 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """Return the predicted noise, shaped like x."""
-        time = self.embed(t, y)
-        height, width = x.shape[2:]
-        h = stem = self.stem(F.pad(x, (0, -width % self.divisor, 0, -height % self.divisor)))
+        time = self.embed(x, t, y)
+        h = stem = self.stem(x)
         skips = []
         for *stages, halve in self.down:
             for stage in stages:
@@ -164,12 +173,16 @@ class UNet(nn.Module):
             h = stage(h, time)
         for *stages, double in self.up:
             for stage in stages:
-                h = stage(torch.cat([h, skips.pop()], dim=1), time)
+                skip = skips.pop()
+                height, width = skip.shape[2:]  # an odd size, halved and doubled, is one too large
+                h = stage(torch.cat([h[:, :, :height, :width], skip], dim=1), time)
             h = double(h)
-        return self.out(self.last(torch.cat([h, stem], dim=1), time))[:, :, :height, :width]
+        return self.out(self.last(torch.cat([h, stem], dim=1), time))
 
-    def embed(self, t: Tensor, y: Tensor | None) -> Tensor:
-        """Return what all blocks are told: the step and, with labels, the kind of garment."""
+    def embed(self, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+        """Check the input and return what all blocks are told: the step and, with labels, the kind of garment."""
+        if x.shape[2] % self.patch or x.shape[3] % self.patch:
+            raise ValueError(f"images are {tuple(x.shape)}; expected height and width that divide by {self.patch}")
         if y is not None and self.label is None:
             raise ValueError("y was given to a network without labels; build it with num_classes=10, or leave y out")
         if self.label is None:
