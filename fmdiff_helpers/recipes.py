@@ -196,7 +196,8 @@ def task(
     x0 = x0 if x0.is_floating_point() else to_model(x0)
     if "beta" in card:
         loss = AnnealedLoss(card["beta"], max(1, card["recipe"]["steps"] // 3)).to(device)
-        draw = partial(draw_places, shape=build(card).latent_shape)
+        with torch.device("meta"):  # built for its shape alone: no weights, no random numbers
+            draw = partial(draw_places, shape=build(card).latent_shape)
         return loss, draw, data, partial(vae_validation, x0=x0, beta=card["beta"])
     if "schedule" not in card:
         return classifier_loss, draw_shifts, data, partial(classifier_validation, x0=x0, y=y)

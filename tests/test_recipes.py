@@ -597,6 +597,12 @@ def test_a_vae_is_trained_by_the_annealed_loss_for_a_third_of_the_steps_and_vali
     assert_close(model.to_latent(to_model(numbered[0][500:])).std(dim=(0, 2, 3)), torch.ones(2), rtol=0, atol=1e-3)
 
 
+def test_the_task_of_a_vae_leaves_the_callers_random_numbers_alone(numbered):
+    before = torch.get_rng_state()
+    task(full_card("vae"), *numbered, CPU)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_denoiser_of_latents_sees_each_image_encoded_once_and_standardised(numbered, autoencoder, monkeypatch):
     seen, encode = [], VAE.encode
     monkeypatch.setattr(VAE, "encode", lambda self, x0: seen.append(x0) or encode(self, x0))
