@@ -609,8 +609,8 @@ def test_a_walk_goes_straight_from_one_latent_to_the_other(options):
     assert LABELS[walk.ends].tolist() == [CLASS_NAMES.index("Dress"), CLASS_NAMES.index("Bag")]
     for t in (0, 30, 100):
         panels, readout = walk.draw(t)
-        z = vae.to_latent(a) + (vae.to_latent(b) - vae.to_latent(a)) * t / 100
-        here = vae.from_latent(z)[0, 0]
+        z = vae.encode(a)[0] + (vae.encode(b)[0] - vae.encode(a)[0]) * t / 100
+        here = vae.decode(z)[0, 0]
         np.testing.assert_allclose(panels["walking in the latent"].astype(int), to_uint8(here).int(), atol=1)
         mixed = to_uint8(a + (b - a) * t / 100)[0, 0]
         np.testing.assert_allclose(panels["mixing pixels"].astype(int), mixed.int(), atol=1)
