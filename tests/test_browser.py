@@ -120,7 +120,19 @@ def test_lesson_03_in_jupyterlab():
         check_changes(page, xt, clipped)
 
 
-@pytest.mark.parametrize(("number", "count"), [("01", 3), ("02", 2), ("03", 1)])
+def test_lesson_04_in_jupyterlab():
+    with lesson_run("04", films=2) as page:
+        check_explorer(page)
+        walk = page.locator(".jp-OutputArea-output", has=page.locator("select"))
+        slider = walk.locator(".widget-hslider .noUi-handle").first
+        check_slider_moves_picture(page, walk, slider, walk.locator(".noUi-base").first)
+        garment = walk.locator("img").nth(1)
+        before = pixels(garment)
+        walk.locator("select").first.select_option("Dress")
+        check_changes(page, garment, before)
+
+
+@pytest.mark.parametrize(("number", "count"), [("01", 3), ("02", 2), ("03", 1), ("04", 2)])
 def test_exported_html_plays_without_a_kernel_and_without_a_network(tmp_path, number, count):
     page_file = tmp_path / "lesson.html"
     page_file.write_text(HTMLExporter().from_filename(str(LESSONS[number]))[0])
