@@ -228,7 +228,8 @@ def resume(run: Run, path: Path) -> None:
         if broken := zipfile.ZipFile(path).testzip():  # torch.load does not look at the checksums
             raise OSError(f"checksum of {broken}")
         state = torch.load(path, map_location="cpu", weights_only=True)
-        there, now = ({**card, **card["recipe"]} for card in (state["card"], run.card))
+        # What a recipe did not yet know when it was written was as it is by default.
+        there, now = ({**DEFAULTS, **card, **card["recipe"]} for card in (state["card"], run.card))
     except Exception as error:  # a damaged file ends in any of a dozen errors
         raise ValueError(f"{path} is no checkpoint ({type(error).__name__}); delete it to start over") from None
     differ = [key for key in {**now, **there} if key != "recipe" and there.get(key) != now.get(key)]

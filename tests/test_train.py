@@ -605,6 +605,16 @@ def test_killed_at_a_point_goes_on_from_the_last_checkpoint(tmp_path, whole):
     assert same_weights(tmp_path, whole[0]) and history == whole[1]
 
 
+def test_a_checkpoint_from_before_a_recipe_had_all_its_entries_goes_on_with_their_defaults(tmp_path, whole):
+    with pytest.raises(Killed):
+        fit(tmp_path, report=at_call(2, Killed()))
+    state = torch.load(tmp_path / "checkpoint.pt")
+    del state["card"]["recipe"]["floor"]
+    torch.save(state, tmp_path / "checkpoint.pt")
+    _, history = fit(tmp_path)
+    assert same_weights(tmp_path, whole[0]) and history == whole[1]
+
+
 @pytest.mark.parametrize("place", range(1, 10))
 def test_killed_while_writing_any_of_its_files_it_goes_on_to_the_same_numbers(tmp_path, whole, monkeypatch, place):
     """Each checkpoint is three files: weights, card, checkpoint. A kill comes before one takes its name."""
