@@ -1,6 +1,6 @@
 """Measure what beta does in lesson 04: VAEs with a vector of 32 numbers, and more and more weight on the KL divergence.
 
-uv run python benchmarks/vaes.py train BETA     one VAE, into data/weights; six minutes of one processor core
+uv run python benchmarks/vaes.py train BETA     one VAE, into data/weights; 7 to 10 minutes of a busy core
 uv run python benchmarks/vaes.py measure        all of them and the published `vae`, into its card
 
 392 is what beta becomes where the squared error is a mean over the 784 pixels and the KL divergence a sum.
