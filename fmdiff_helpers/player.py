@@ -403,6 +403,95 @@ class KindsExplorer(Explorer):
         return panels, f"t = {step.t:4d}   SNR {self.schedule.log_snr_db[step.t].item():6.1f} dB"
 
 
+class StepsExplorer(Explorer):
+    """Explore how many steps DDIM needs: slide through their number, with no, some and DDPM's noise on the way.
+
+    `model` predicts the noise of latents of `vae` and takes labels; they and `schedule` are on one device. Ten rows,
+    one for each kind, with the same two starts in all of them and whatever the slider says.
+    """
+
+    height = 560
+    numbers = (1, 2, 5, 10, 20, 50, 100)
+
+    def __init__(self, model: Callable, schedule: Schedule, vae: nn.Module, seed: int = 0):
+        self.model, self.schedule, self.vae = model, schedule, vae
+        controls = {"seed": widgets.BoundedIntText(value=seed, min=0, max=9999, description="seed")}
+        controls["seed"].layout.width = "200px"
+        super().__init__(controls)
+        self.slider.description = "more steps"
+        self.slider.value = 2
+
+    def prepare(self) -> int:
+        """Draw the noise that everything starts from."""
+        device = self.schedule.beta.device
+        generator = torch.Generator(device).manual_seed(self.controls["seed"].value)
+        x = torch.randn((2, *self.vae.latent_shape), generator=generator, device=device)
+        self.start, self.y = x.repeat(10, 1, 1, 1), torch.arange(10, device=device).repeat_interleave(2)
+        return len(self.numbers)
+
+    def draw(self, t: int) -> tuple[dict[str, np.ndarray], str]:
+        """Return what so many steps make of the noise, for three values of eta."""
+        panels = {"kind": label_frame(CLASS_NAMES)}
+        for eta in (0.0, 0.5, 1.0):
+            # Of the noise on the way: no seed that can be chosen, or the start would come again.
+            generator = torch.Generator(self.start.device).manual_seed(10_000 + self.numbers[t])
+            options = {"num_steps": self.numbers[t], "y": self.y, "clip": float("inf"), "eta": eta}
+            z = sample_ddim(self.model, self.start, self.schedule, generator, **options)
+            panels[f"eta = {eta:g}"] = tile(to_uint8(self.vae.from_latent(z)).cpu(), columns=2).numpy()
+        return panels, f"{self.numbers[t]:3d} steps"
+
+
+class LatentExplorer(Explorer):
+    """Explore a chain in the latent: choose seed, steps and eta, and slide through it, latent and pictures in step.
+
+    Arguments as for StepsExplorer. Ten rows, one for each kind; the four channels of a latent lie side by side.
+    """
+
+    height = 560
+
+    def __init__(self, model: Callable, schedule: Schedule, vae: nn.Module, seed: int = 0):
+        self.model, self.schedule, self.vae = model, schedule, vae
+        controls = {
+            "seed": widgets.BoundedIntText(value=seed, min=0, max=9999, description="seed"),
+            "num_steps": widgets.Dropdown(options=(5, 10, 20, 50, 200, 1000), value=50, description="steps"),
+            "eta": widgets.Dropdown(options=(0.0, 0.5, 1.0), description="eta"),
+        }
+        for control in controls.values():
+            control.layout.width = "200px"
+        super().__init__(controls)
+        self.slider.description = "steps taken"
+        self.slider.value = self.slider.max // 2
+
+    def filmstrip(self, num_frames: int = 11) -> Filmstrip:
+        """Return a Filmstrip as other explorers do, of fewer frames: noise does not pack, and takes 18 kB each time."""
+        return super().filmstrip(num_frames)
+
+    def prepare(self) -> int:
+        """Draw a garment of each kind and record every step."""
+        seed, num_steps, eta = (control.value for control in self.controls.values())
+        device = self.schedule.beta.device
+        generator = torch.Generator(device).manual_seed(seed)
+        x = torch.randn((1, *self.vae.latent_shape), generator=generator, device=device).expand(10, -1, -1, -1)
+        self.steps = []
+        options = {"num_steps": num_steps, "clip": float("inf"), "eta": eta, "watch": self.steps.append}
+        sample_ddim(self.model, x, self.schedule, generator, y=torch.arange(10, device=device), **options)
+        return num_steps
+
+    def draw(self, t: int) -> tuple[dict[str, np.ndarray], str]:
+        """Return the latent, the picture that it is, and the picture that the step took for the clean one."""
+        step = self.steps[t]
+        channels = (step.xt / 3).reshape(-1, 1, *step.xt.shape[2:]).repeat_interleave(4, 2).repeat_interleave(4, 3)
+        images = {
+            "x_t, the latent": channels,
+            "x_t, decoded": self.vae.from_latent(step.xt),
+            "x0_hat, decoded": self.vae.from_latent(step.x0_hat),
+        }
+        panels = {"kind": label_frame(CLASS_NAMES)}
+        for title, x in images.items():
+            panels[title] = tile(to_uint8(x).cpu(), columns=len(x) // 10).numpy()
+        return panels, f"t = {step.t:4d}   SNR {self.schedule.log_snr_db[step.t].item():6.1f} dB"
+
+
 class BetaExplorer(Explorer):
     """Explore what beta does to a VAE: slide through VAEs that were trained with more and more of it.
 

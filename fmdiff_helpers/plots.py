@@ -90,11 +90,18 @@ def curves(
     yscale: str = "linear",
     marker: str = "",
     xscale: str = "linear",
+    spreads: dict[str, Sequence] | None = None,
 ) -> Figure:
-    """Draw named lines, each the length of `x`, on one pair of axes; scales are "linear" or "log"."""
+    """Draw named lines, each the length of `x`, on one pair of axes; scales are "linear" or "log".
+
+    `spreads` holds the half-lengths of error bars, for each line or for some.
+    """
     figure, (axis,) = new_figure(7, 3.6)
     for name, line in lines.items():
-        axis.plot(x, torch.as_tensor(line).detach().float().cpu(), marker=marker, label=name)
+        line = torch.as_tensor(line).detach().float().cpu()
+        (drawn,) = axis.plot(x, line, marker=marker, label=name)
+        if spreads and name in spreads:
+            axis.errorbar(x, line, spreads[name], fmt="none", ecolor=drawn.get_color(), capsize=3)
     axis.set(xlabel=xlabel, ylabel=ylabel, xscale=xscale, yscale=yscale)
     axis.legend()
     return figure

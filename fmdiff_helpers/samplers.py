@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -105,6 +106,7 @@ def sample_ddim(
     """Walk from noise x (B, ...) to samples along DDIM's path: eta = 0 adds no noise, eta = 1 as much as DDPM.
 
     The noise that steers a step is the one that the clipped x0_hat implies. (Song et al. 2021, eqs. 12 and 16)
+    Built in lesson 05.
     """
     if not 0 <= eta <= 1:
         raise ValueError(f"eta is {eta!r}; expected 0 (deterministic) to 1 (as random as DDPM)")
@@ -142,6 +144,17 @@ def invert_ddim(
             x0_hat = x0_from_eps(x, before, eps_hat, chain)
         x = add_noise(x0_hat, now, eps_hat, chain)
     return x
+
+
+def slerp(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
+    """Walk from noise a to noise b (B, ...) along the arc between them, to `share` (B,) of the way: 0 is a, 1 is b.
+
+    A straight way would pass nearer to 0 than noise ever lies. (Shoemake 1985, section 3.3) Built in lesson 05.
+    """
+    share = share.reshape(-1, *[1] * (a.ndim - 1))
+    cosine = F.cosine_similarity(a.flatten(1), b.flatten(1)).reshape(share.shape)
+    angle = cosine.clamp(-1 + 1e-6, 1 - 1e-6).arccos()  # from a to itself is a way, too
+    return (((1 - share) * angle).sin() * a + (share * angle).sin() * b) / angle.sin()
 
 
 def in_batches(sample: Callable[..., Tensor], *inputs: Tensor, batch_size: int = 500) -> Tensor:

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections import Counter
+from functools import partial
 from html.parser import HTMLParser
 from itertools import product
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ from PIL import Image
 
 from fmdiff_helpers import player, schedules
 from fmdiff_helpers.data import CLASS_NAMES, to_model, to_uint8
-from fmdiff_helpers.diffusion import add_noise
+from fmdiff_helpers.diffusion import add_noise, eps_from_x0
 from fmdiff_helpers.models.vae import VAE, kl_divergence
 from fmdiff_helpers.player import (
     SCHEDULES,
@@ -26,10 +27,12 @@ from fmdiff_helpers.player import (
     Explorer,
     Filmstrip,
     KindsExplorer,
+    LatentExplorer,
     LatentWalk,
     LiveLoss,
     NoisingExplorer,
     ReverseExplorer,
+    StepsExplorer,
 )
 from fmdiff_helpers.plots import histogram_frame, label_frame, tile
 from fmdiff_helpers.samplers import sample_ddim, sample_ddpm
@@ -636,6 +639,159 @@ def test_the_map_shows_the_two_directions_in_which_latents_differ_most():
 def test_from_a_kind_to_itself_is_a_walk_between_two_garments():
     walk = LatentWalk(small_vae(2), GARMENTS, LABELS, start="Dress", end="Dress")
     assert len(set(walk.ends)) == 2 and LABELS[walk.ends].unique().tolist() == [CLASS_NAMES.index("Dress")]
+
+
+# chains in a VAE's latent
+
+
+LONG = Schedule(cosine_beta(1000))
+
+
+def in_latent(z, t, y):
+    """A denoiser that sees each number, the step and the label, and whose clean latents reach beyond 1."""
+    x0 = 2 * torch.tanh(z + 0.3 * y.reshape(-1, 1, 1, 1) - 0.001 * t.reshape(-1, 1, 1, 1))
+    return eps_from_x0(z, t, x0, LONG)
+
+
+def pictures(vae: VAE, z: torch.Tensor, columns: int) -> np.ndarray:
+    return tile(to_uint8(vae.from_latent(z)), columns).numpy()
+
+
+def test_any_number_of_steps_goes_from_the_same_two_noises_to_two_garments_of_each_kind():
+    begun = []
+
+    def model(z, t, y):
+        if t[0] == 999:
+            begun.append((z, y))
+        return in_latent(z, t, y)
+
+    explorer = StepsExplorer(model, LONG, small_vae(1), seed=7)
+    begun.clear()
+    for place in range(len(explorer.numbers)):
+        explorer.draw(place)
+    start = torch.randn((2, 4, 7, 7), generator=torch.Generator().manual_seed(7)).repeat(10, 1, 1, 1)
+    assert len(begun) == 3 * len(explorer.numbers)
+    assert all(torch.equal(z, start) and y.tolist() == [k // 2 for k in range(20)] for z, y in begun)
+
+
+def test_without_noise_on_the_way_a_place_of_the_slider_is_ddim_with_its_number_of_steps():
+    vae = small_vae(1)
+    explorer = StepsExplorer(in_latent, LONG, vae)
+    assert explorer.numbers[0] == 1 and explorer.slider.max == len(explorer.numbers) - 1
+    assert f">{explorer.numbers[2]:3d} steps<" in explorer.readout.value
+    x = torch.randn((2, 4, 7, 7), generator=torch.Generator().manual_seed(0)).repeat(10, 1, 1, 1)
+    shown = []
+    for place, num_steps in enumerate(explorer.numbers):
+        panels, readout = explorer.draw(place)
+        assert list(panels) == ["kind", "eta = 0", "eta = 0.5", "eta = 1"] and readout == f"{num_steps:3d} steps"
+        assert (panels["kind"] == label_frame(CLASS_NAMES)).all()
+        z = sample_ddim(in_latent, x, LONG, num_steps=num_steps, y=torch.arange(20) // 2, clip=math.inf)
+        assert (panels["eta = 0"] == pictures(vae, z, 2)).all()
+        shown.append(panels["eta = 0"].tobytes())
+    assert len(set(shown)) == len(explorer.numbers)
+
+
+def test_the_panels_differ_in_eta_and_each_shows_the_garments_of_its_own(monkeypatch):
+    """A single step adds no noise, whatever eta."""
+    vae, made = small_vae(1), {}
+
+    def watched(*args, eta, **options):
+        made[eta] = sample_ddim(*args, eta=eta, **options)
+        return made[eta]
+
+    monkeypatch.setattr(player, "sample_ddim", watched)
+    explorer = StepsExplorer(in_latent, LONG, vae)
+    for place in (0, 1, 4):
+        panels, _ = explorer.draw(place)
+        assert list(made) == [0, 0.5, 1]
+        assert all((panels[f"eta = {eta:g}"] == pictures(vae, z, 2)).all() for eta, z in made.items())
+        assert len({panels[f"eta = {eta:g}"].tobytes() for eta in made}) == (3 if place else 1)
+
+
+def test_the_number_of_steps_is_drawn_alike_each_time_and_otherwise_from_another_seed():
+    explorer, same, other = (StepsExplorer(in_latent, LONG, small_vae(1), seed=seed) for seed in (3, 3, 4))
+    frames = explorer.draw(3)[0]
+    for again in (explorer.draw(3)[0], same.draw(3)[0]):
+        assert all((again[title] == frame).all() for title, frame in frames.items())
+    explorer.controls["seed"].value = 4
+    for title in ("eta = 0", "eta = 0.5", "eta = 1"):
+        assert (explorer.draw(3)[0][title] == other.draw(3)[0][title]).all()
+        assert (other.draw(3)[0][title] != frames[title]).any()
+
+
+@pytest.mark.parametrize("seed", [0, 5, 10])
+def test_the_noise_on_the_way_is_not_the_start_again(monkeypatch, seed):
+    """Also where the seed is a number of steps."""
+    steps = []
+    monkeypatch.setattr(player, "sample_ddim", partial(sample_ddim, watch=steps.append))
+    explorer = StepsExplorer(in_latent, LONG, small_vae(1), seed=seed)
+    for place, num_steps in enumerate(explorer.numbers[1:], 1):
+        explorer.draw(place)
+        step = steps[-num_steps]  # the first, with eta = 1
+        together = torch.stack([step.noise[:2].flatten(), step.xt[:2].flatten()])
+        assert step.t == 999 and torch.corrcoef(together)[0, 1].abs() < 5 / math.sqrt(together.shape[1])
+
+
+@pytest.mark.parametrize("choice", [{}, {"seed": 5, "num_steps": 10}, {"num_steps": 5, "eta": 1.0}])
+def test_a_chain_in_the_latent_is_shown_step_by_step_with_the_pictures_that_it_decodes_to(choice):
+    vae = small_vae(1)
+    explorer = LatentExplorer(in_latent, LONG, vae)
+    assert explorer.slider.value == 24
+    for name, value in choice.items():
+        explorer.controls[name].value = value
+    seed, num_steps, eta = ({"seed": 0, "num_steps": 50, "eta": 0.0} | choice).values()
+    assert explorer.slider.max == num_steps - 1
+    generator, steps = torch.Generator().manual_seed(seed), []
+    x = torch.randn((1, 4, 7, 7), generator=generator).repeat(10, 1, 1, 1)
+    options = {"num_steps": num_steps, "eta": eta, "clip": math.inf, "watch": steps.append}
+    sample_ddim(in_latent, x, LONG, generator, y=torch.arange(10), **options)
+    for place in (0, 1, num_steps // 2, num_steps - 1):
+        panels, readout = explorer.draw(place)
+        step = steps[place]
+        assert list(panels) == ["kind", "x_t, the latent", "x_t, decoded", "x0_hat, decoded"]
+        assert (panels["kind"] == label_frame(CLASS_NAMES)).all()
+        assert (panels["x_t, decoded"] == pictures(vae, step.xt, 1)).all()
+        assert (panels["x0_hat, decoded"] == pictures(vae, step.x0_hat, 1)).all()
+        snr = 10 * math.log10(LONG.alpha_bar[step.t] / (1 - LONG.alpha_bar[step.t]))
+        assert readout == f"t = {step.t:4d}   SNR {snr:6.1f} dB"
+
+
+def test_the_channels_of_a_latent_lie_side_by_side_each_number_as_a_square():
+    """Grey is 0, and 3 standard deviations are black and white."""
+    explorer = LatentExplorer(in_latent, LONG, small_vae(1, channels=3))
+    for place in (0, 49):
+        latent = explorer.draw(place)[0]["x_t, the latent"]
+        assert latent.shape == (10 * 28, 3 * 28)
+        for (row, column), channel in np.ndenumerate(np.empty((10, 3))):
+            channel = to_uint8(explorer.steps[place].xt[row, column] / 3)
+            shown = latent[28 * row : 28 * row + 28, 28 * column : 28 * column + 28]
+            assert np.array_equal(shown, np.kron(channel, np.ones((4, 4))))
+
+
+def test_all_kinds_start_from_one_noise_and_part_on_the_way():
+    explorer = LatentExplorer(in_latent, LONG, small_vae(1))
+    first, last = explorer.steps[0].xt, explorer.steps[-1].x_prev
+    assert all(torch.equal(first[0], other) for other in first)
+    assert len({latent.numpy().tobytes() for latent in last}) == 10
+
+
+def test_eta_changes_what_a_chain_in_the_latent_ends_in_but_not_its_start():
+    explorer, ends, starts = LatentExplorer(in_latent, LONG, small_vae(1)), [], []
+    for explorer.controls["eta"].value in (0.0, 0.5, 1.0):
+        starts.append(explorer.draw(0)[0]["x_t, decoded"].tobytes())
+        ends.append(explorer.draw(49)[0]["x0_hat, decoded"].tobytes())
+    assert len(set(starts)) == 1 and len(set(ends)) == 3
+
+
+@pytest.mark.parametrize("num_steps", [5, 10, 20, 50, 200, 1000])
+def test_a_chain_in_the_latent_is_saved_in_20_frames_at_most(num_steps):
+    explorer = LatentExplorer(in_latent, LONG, small_vae(1))
+    assert num_steps in explorer.controls["num_steps"].options
+    explorer.controls["num_steps"].value = num_steps
+    film = explorer.filmstrip()
+    assert explorer.slider.max == num_steps - 1 and min(num_steps, 10) <= len(film.readout) <= 20
+    assert "t =  999 " in film.readout[0] and "t =    0 " in film.readout[-1]
+    assert all(len(frames) == len(film.readout) for frames in film.panels.values())
 
 
 def test_a_picture_of_few_colours_is_packed_and_stays_as_it_is():

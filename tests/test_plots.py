@@ -47,6 +47,7 @@ EVERY_FIGURE = {
     "new_figure": lambda: new_figure(4, 3, columns=2)[0],
     "image_grid": lambda: image_grid(IMAGES, 3, ["a", "b", "c"], ["x", "y"]),
     "curves": lambda: curves([0, 1], {"a": torch.tensor([0.0, 1.0])}, "x", "y"),
+    "curves with spreads": lambda: curves([0, 1], {"a": [0.0, 1.0]}, "x", "y", spreads={"a": [0.1, 0.2]}),
     "schedule_curves": lambda: schedule_curves(SCHEDULES),
     "class_clouds": lambda: class_clouds(POINTS, KINDS, ["a", "b"]),
     "histograms": lambda: histograms({"a": torch.linspace(-1, 1, 50)}),
@@ -319,6 +320,27 @@ def test_curves_take_a_logarithmic_axis_in_both_directions():
     axis = curves([1, 10], {"a": [1, 100]}, "x", "y", yscale="log", xscale="log").axes[0]
     assert (axis.get_xscale(), axis.get_yscale()) == ("log", "log")
     assert curves([1, 10], {"a": [1, 100]}, "x", "y").axes[0].get_xscale() == "linear"
+
+
+def test_spreads_are_bars_of_that_half_length_on_the_lines_they_are_named_for():
+    """In the colour of their line; the line and its name in the legend stay as they are."""
+    x, lines = [1, 2, 4], {"up": torch.tensor([1.0, 2.0, 3.0]), "bare": [4.0, 4.0, 4.0], "down": [9.0, 6.0, 5.0]}
+    spreads = {"down": [0.5, 0.1, 2.0], "up": [0.2, 0.0, 0.3]}
+    (axis,) = curves(x, lines, "steps", "loss", spreads=spreads).axes
+    drawn_lines = dict(zip(lines, (line for line in axis.lines if line.get_linestyle() != "None"), strict=True))
+    for name, line in drawn_lines.items():
+        assert_allclose(line.get_xydata(), np.stack([x, lines[name]], axis=1))
+    for name, bars in zip(["up", "down"], axis.collections, strict=True):
+        ends = [[(k, y - half), (k, y + half)] for k, y, half in zip(x, lines[name], spreads[name], strict=True)]
+        assert_allclose(bars.get_segments(), ends)
+        assert to_rgb(bars.get_colors()[0]) == to_rgb(drawn_lines[name].get_color())
+    assert texts(axis.get_legend().get_texts()) == list(lines)
+
+
+@pytest.mark.parametrize("spreads", [None, {}])
+def test_without_spreads_there_are_lines_and_nothing_else(spreads):
+    (axis,) = curves([1, 2], {"a": [1.0, 2.0], "b": [2.0, 1.0]}, "x", "y", spreads=spreads).axes
+    assert len(axis.lines) == 2 and not axis.collections and not axis.patches
 
 
 def test_a_cloud_has_its_points_and_its_name_at_their_median():

@@ -26,6 +26,7 @@ from fmdiff_helpers.samplers import (
     sample_ddim,
     sample_ddpm,
     sample_prior,
+    slerp,
 )
 from fmdiff_helpers.schedules import Schedule, cosine_beta, rescaled_linear_beta
 
@@ -387,6 +388,71 @@ def test_the_way_back_tells_the_model_its_steps_from_the_least_noisy_and_the_lab
     assert told == [[t] * 3 for t in [steps[0], *steps[:-1]]]
     assert x0.equal(kept) and (x.shape, x.dtype) == (x0.shape, x0.dtype)
     assert torch.is_grad_enabled()
+
+
+# From one noise to another
+
+
+def turned(a, angle):
+    """Return vectors as long as a (B, ...), turned by this angle in a random direction."""
+    flat, aside = a.flatten(1), normal(*a.shape, seed=1).flatten(1)
+    aside = aside - (aside * flat).sum(1, keepdim=True) / flat.square().sum(1, keepdim=True) * flat
+    aside = aside * flat.norm(dim=1, keepdim=True) / aside.norm(dim=1, keepdim=True)
+    return (math.cos(angle) * flat + math.sin(angle) * aside).reshape(a.shape)
+
+
+every_shape_of_noise = pytest.mark.parametrize("shape", [(9, 2), (9, 196), (9, 4, 7, 7)])
+SHARE = torch.linspace(0, 1, 9).double()
+
+
+@every_shape_of_noise
+def test_an_arc_leads_from_the_one_noise_to_the_other_even_where_one_is_longer(shape):
+    a, b = normal(*shape), 3 * normal(*shape, seed=1)
+    kept = a.clone(), b.clone()
+    assert_close(slerp(a, b, torch.zeros(9).double()), a, **CLOSE)
+    assert_close(slerp(a, b, torch.ones(9).double()), b, **CLOSE)
+    assert a.equal(kept[0]) and b.equal(kept[1])
+
+
+@every_shape_of_noise
+def test_a_quarter_of_a_circle_is_cosine_and_sine_of_each_entry_s_own_share(shape):
+    a = normal(*shape)
+    b, share = turned(a, math.pi / 2), SHARE.flip(0).reshape(-1, *[1] * (len(shape) - 1))
+    expected = (share * math.pi / 2).cos() * a + (share * math.pi / 2).sin() * b
+    assert_close(slerp(a, b, SHARE.flip(0)), expected, **CLOSE)
+
+
+@every_shape_of_noise
+@pytest.mark.parametrize("angle", [0.1, 1.0, 2.5])
+def test_on_an_arc_the_length_stays_and_equal_shares_are_equal_angles(shape, angle):
+    """Between two equally long vectors; the straight way is shorter everywhere but at its ends."""
+    a = normal(1, *shape[1:]).expand(shape)
+    b, length = turned(a[:1], angle).expand(shape), a[0].norm()
+    arc, straight = slerp(a, b, SHARE).flatten(1), torch.lerp(a.flatten(1), b.flatten(1), SHARE[:, None])
+    assert_close(arc.norm(dim=1), length.expand(9), **CLOSE)
+    assert (straight.norm(dim=1)[1:-1] < arc.norm(dim=1)[1:-1]).all()
+    chords = (arc[1:] - arc[:-1]).norm(dim=1)
+    assert_close(2 * (chords / (2 * length)).arcsin(), torch.full((8,), angle / 8).double(), **CLOSE)
+
+
+def test_each_entry_goes_its_own_way():
+    a, b, share = normal(5, 4, 7, 7), normal(5, 4, 7, 7, seed=1), torch.tensor([0.9, 0.0, 0.3, 1.0, 0.5]).double()
+    together = slerp(a, b, share)
+    for k in range(5):
+        assert_close(together[k : k + 1], slerp(a[k : k + 1], b[k : k + 1], share[k : k + 1]), **CLOSE)
+
+
+def test_the_way_from_a_noise_to_itself_stays_there():
+    a = normal(9, 4, 7, 7).float()
+    assert_close(slerp(a, a, SHARE.float()), a, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.8])
+def test_on_the_arc_between_two_noises_lies_noise_and_on_the_straight_way_less(share):
+    a, b, share = normal(DRAWS, 4, 7, 7), normal(DRAWS, 4, 7, 7, seed=1), torch.full((DRAWS,), share).double()
+    check_moments(slerp(a, b, share).flatten(1), torch.zeros(196), torch.ones(196))
+    straight = torch.lerp(a, b, share.reshape(-1, 1, 1, 1)).square().mean()
+    assert_close(straight, (1 - share[0]) ** 2 + share[0] ** 2, rtol=0.01, atol=0)
 
 
 # Fewer steps
