@@ -132,7 +132,20 @@ def test_lesson_04_in_jupyterlab():
         check_changes(page, garment, before)
 
 
-@pytest.mark.parametrize(("number", "count"), [("01", 3), ("02", 2), ("03", 1), ("04", 2)])
+def test_lesson_05_in_jupyterlab():
+    with lesson_run("05", films=2) as page:
+        check_explorer(page, presses=2)  # there are seven numbers of steps
+        chain = page.locator(".jp-OutputArea-output", has=page.locator("select"))
+        slider = chain.locator(".widget-hslider .noUi-handle").first
+        check_slider_moves_picture(page, chain, slider, chain.locator(".noUi-base").first)
+        slide_to_the_end(page, slider)
+        garments = chain.locator("img").last
+        before = pixels(garments)
+        chain.locator("select").last.select_option("1.0")
+        check_changes(page, garments, before)
+
+
+@pytest.mark.parametrize(("number", "count"), [("01", 3), ("02", 2), ("03", 1), ("04", 2), ("05", 2)])
 def test_exported_html_plays_without_a_kernel_and_without_a_network(tmp_path, number, count):
     page_file = tmp_path / "lesson.html"
     page_file.write_text(HTMLExporter().from_filename(str(LESSONS[number]))[0])
