@@ -59,7 +59,7 @@ PROFILES = {
     "unet": {"smoke": {"steps": 60, "every": 20}, "quick": {"steps": 2000}, "full": {"steps": 5000}},
     "transformer": {"smoke": {"steps": 60, "every": 20}, "quick": {"steps": 1500}, "full": {"steps": 6000}},
     "vae": {"smoke": {"steps": 60, "every": 20}, "quick": {"steps": 1000}, "full": {"steps": 3000}},
-    "latent_unet": {"smoke": {"steps": 60, "every": 20}, "quick": {"steps": 8000}, "full": {"steps": 16000}},
+    "latent_unet": {"smoke": {"steps": 60, "every": 20}, "quick": {"steps": 7000}, "full": {"steps": 16000}},
     "classifier": {"smoke": {"steps": 60, "every": 20}, "quick": {"steps": 1000}, "full": {"steps": 6000}},
 }
 
