@@ -263,7 +263,8 @@ class Explorer:
         drawn = [self.frame(int(t)) for t in steps]
         panels = {title: np.stack([frames[title] for frames, _ in drawn]) for title in drawn[0][0]}
         start = int(np.abs(steps - self.slider.value).argmin())
-        return Filmstrip(panels, [readout for _, readout in drawn], height=self.height, start=start)
+        fps = min(10, max(1, len(steps) // 2))  # a film of few steps still lasts two seconds
+        return Filmstrip(panels, [readout for _, readout in drawn], height=self.height, start=start, fps=fps)
 
     def _repr_mimebundle_(self, **kwargs) -> dict:
         """Return the live widget, and the Filmstrip that exports show and that `make notebooks` keeps in its place."""

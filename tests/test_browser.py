@@ -158,12 +158,12 @@ def test_exported_html_plays_without_a_kernel_and_without_a_network(tmp_path, nu
             slider = film.locator("input")
             presses = min(5, int(slider.get_attribute("max")) // 2)
             check_slider_moves_picture(page, film, slider, slider, presses)
-        film = films.last
-        before = pixels(film.locator("img").last)
-        film.locator("button").click()
-        page.wait_for_timeout(1000)
-        film.locator("button").click()
-        paused = pixels(film.locator("img").last)
-        assert paused != before
+        film, play = films.last, films.last.locator("button")
+        picture = film.locator("img").last
+        before = pixels(picture)
+        play.click()
+        check_changes(page, picture, before)
+        play.click()
+        paused = pixels(picture)
         page.wait_for_timeout(500)
-        assert pixels(film.locator("img").last) == paused
+        assert pixels(picture) == paused
