@@ -19,7 +19,7 @@ from torch import Tensor
 from fmdiff_helpers.checkpoints import PUBLISHED, build, load_pretrained, read_card
 from fmdiff_helpers.data import describe_data, load_fashion_mnist, to_uint8
 from fmdiff_helpers.diffusion import x0_loss
-from fmdiff_helpers.metrics import Judge, mean_and_spread
+from fmdiff_helpers.metrics import Judge, mean_and_spread, spread_within
 from fmdiff_helpers.recipes import CARDS, load_denoiser, schedule_of, task
 from fmdiff_helpers.samplers import generate, in_batches, respace
 from fmdiff_helpers.train import Run, check_recipe, train
@@ -96,11 +96,6 @@ def draw_samples(name: str, seed: int, y: Tensor) -> Tensor:
         return in_batches(lambda x, y: feed_back(model, x, y, STEPS), x, y)
     model, schedule = load_denoiser("transformer" if name == "right" else folder_of(name))
     return generate(model, schedule, len(y), seed, STEPS, y)
-
-
-def spread_within(images: Tensor, y: Tensor) -> float:
-    """Return the standard deviation of pixels (-1 to 1) among images of one kind, a mean over pixels and kinds."""
-    return torch.stack([images[y == kind].std(dim=0).mean() for kind in range(10)]).mean().item()
 
 
 def measure(name: str) -> None:

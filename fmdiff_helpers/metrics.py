@@ -28,6 +28,11 @@ def accuracy(classifier: nn.Module, images: Tensor, labels: Tensor) -> float:
     return (logits.argmax(1) == labels.to(logits.device)).double().mean().item()
 
 
+def spread_within(x: Tensor, y: Tensor) -> float:
+    """Return the standard deviation of pixels x (N, 1, H, W) among images of one kind y (N,): a mean over both."""
+    return torch.stack([x[y == kind].std(dim=0).mean() for kind in y.unique()]).mean().item()
+
+
 def frechet_distance(a: Tensor, b: Tensor) -> float:
     """Return the Fréchet distance of Gaussians fitted to features a (N, d) and b (M, d), both above d rows.
 

@@ -107,6 +107,14 @@ def curves(
     return figure
 
 
+def loss_curves(history: list[dict]) -> Figure:
+    """Draw the training loss of a history, as `train` reports it, and the validation loss where there is one."""
+    steps = [point["step"] for point in history]
+    validation = [point["validation"]["loss"] if "validation" in point else np.nan for point in history]
+    lines = {"training": [point["loss"] for point in history], "validation": validation}
+    return curves(steps, lines, xlabel="step", ylabel="loss", marker=".", yscale="log")
+
+
 def schedule_curves(schedules: dict) -> Figure:
     """Draw named schedules against progress: the share of the picture that is left, and the SNR in dB."""
     figure, (left, right) = new_figure(11, 3.8, columns=2)

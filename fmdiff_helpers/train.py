@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
-from fmdiff_helpers.checkpoints import load_pretrained, save_weights, write_atomically
+from fmdiff_helpers.checkpoints import build, load_pretrained, save_weights, write_atomically
 from fmdiff_helpers.data import to_model
 
 REPORT_EVERY = 50  # steps between two points of the loss curve
@@ -253,6 +253,15 @@ def keep_best(run: Run, folder: Path) -> None:
 def write_checkpoint(run: Run, folder: Path) -> None:
     """Write all that it takes to go on."""
     write_atomically(folder / "checkpoint.pt", lambda file: torch.save(run.state(), file))
+
+
+def load_checkpoint(folder: Path | str) -> tuple[nn.Module, dict]:
+    """Return the network of a training that goes on, with its averaged weights as they are by now, and its card."""
+    state = torch.load(Path(folder) / "checkpoint.pt", map_location="cpu", weights_only=True)
+    with torch.random.fork_rng(devices=[]):  # the training's own random numbers stay as they are
+        model = build(state["card"]).requires_grad_(False).eval()
+    model.load_state_dict({name.removeprefix("module."): w for name, w in state["ema"].items() if name != "n_averaged"})
+    return model, state["card"]
 
 
 def train(

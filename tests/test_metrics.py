@@ -21,6 +21,7 @@ from fmdiff_helpers.metrics import (
     kernel_distance,
     mean_and_spread,
     nearest,
+    spread_within,
 )
 from fmdiff_helpers.models.classifier import Classifier
 from fmdiff_helpers.standin import draw_garments
@@ -107,6 +108,46 @@ def test_accuracy_is_the_share_of_images_whose_label_the_classifier_finds(classi
     assert said.unique().numel() > 1
     labels = torch.cat([said[:50], (said[50:] + 1) % 10])
     assert accuracy(classifier, test_images, said) == 1 and accuracy(classifier, test_images, labels) == 0.25
+
+
+# spread_within
+
+ODD_KIND = [[0.0, 2.0], [4.0, 2.0]]  # standard deviations sqrt(8) and 0
+EVEN_KIND = [[1.0, 0.0], [2.0, 0.0], [3.0, 3.0]]  # standard deviations 1 and sqrt(3)
+BY_HAND = (math.sqrt(8) / 2 + (1 + math.sqrt(3)) / 2) / 2
+
+
+def two_kinds(odd: int, even: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return five images of 1x2 pixels, of two kinds in turn, and their labels."""
+    rows = [EVEN_KIND[0], ODD_KIND[0], EVEN_KIND[1], ODD_KIND[1], EVEN_KIND[2]]
+    return torch.tensor(rows).reshape(5, 1, 1, 2), torch.tensor([even, odd, even, odd, even])
+
+
+@pytest.mark.parametrize("odd, even", [(0, 1), (3, 8), (9, 0), (5, 4)])
+def test_the_spread_within_kinds_by_hand_whichever_of_the_ten_are_there(odd, even):
+    """A mean over kinds, not over images: two of one kind count as much as three of the other."""
+    assert spread_within(*two_kinds(odd, even)) == pytest.approx(BY_HAND, rel=1e-6)
+
+
+def test_the_spread_of_one_kind_is_the_mean_of_its_pixels_standard_deviations():
+    x, y = two_kinds(3, 8)
+    assert spread_within(x[y == 8], y[y == 8]) == pytest.approx((1 + math.sqrt(3)) / 2, rel=1e-6)
+    assert spread_within(x[y == 3], y[y == 3]) == pytest.approx(math.sqrt(2), rel=1e-6)
+
+
+def test_kinds_that_differ_spread_nothing_where_the_images_of_each_are_identical():
+    y = torch.arange(10).repeat(3)
+    x = draw_garments(10, seed=5)[0][y].float()
+    assert len(x.unique(dim=0)) == 10 and spread_within(x, y) == 0
+    x[4, 0, 14, 14] += 1  # one pixel of one image of the ten kinds: the standard deviation of 0, 0, 1
+    assert spread_within(x, y) == pytest.approx(math.sqrt(1 / 3) / 28**2 / 10, rel=1e-4)
+
+
+def test_the_spread_is_as_wide_as_the_images_are_and_does_not_see_where_they_lie():
+    x, y = two_kinds(3, 8)
+    away = 50.0 * y.reshape(-1, 1, 1, 1)
+    assert spread_within(3 * x, y) == pytest.approx(3 * BY_HAND, rel=1e-6)
+    assert spread_within(x + away, y) == pytest.approx(BY_HAND, rel=1e-5)
 
 
 # frechet_distance

@@ -18,6 +18,7 @@ from fmdiff_helpers.plots import (
     histograms,
     image_grid,
     label_frame,
+    loss_curves,
     new_figure,
     normal_density,
     schedule_curves,
@@ -27,6 +28,12 @@ from fmdiff_helpers.schedules import Schedule, cosine_beta, linear_beta
 
 IMAGES = torch.randint(0, 256, (6, 1, 5, 7), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 POINTS, KINDS = torch.tensor([[0.0, 0.0], [2.0, 0.0], [1.0, 9.0], [5.0, 8.0]]), torch.tensor([0, 0, 0, 1])
+HISTORY = [
+    {"step": 50, "loss": 0.8},
+    {"step": 100, "loss": 0.4, "validation": {"loss": 0.5, "kl": 7.0}},
+    {"step": 150, "loss": 0.1},
+    {"step": 180, "loss": 0.02, "validation": {"loss": 0.3, "kl": 8.0}},
+]
 SCHEDULES = {"linear, T = 1000": Schedule(linear_beta(1000)), "cosine, T = 50": Schedule(cosine_beta(50))}
 
 
@@ -48,6 +55,7 @@ EVERY_FIGURE = {
     "image_grid": lambda: image_grid(IMAGES, 3, ["a", "b", "c"], ["x", "y"]),
     "curves": lambda: curves([0, 1], {"a": torch.tensor([0.0, 1.0])}, "x", "y"),
     "curves with spreads": lambda: curves([0, 1], {"a": [0.0, 1.0]}, "x", "y", spreads={"a": [0.1, 0.2]}),
+    "loss_curves": lambda: loss_curves(HISTORY),
     "schedule_curves": lambda: schedule_curves(SCHEDULES),
     "class_clouds": lambda: class_clouds(POINTS, KINDS, ["a", "b"]),
     "histograms": lambda: histograms({"a": torch.linspace(-1, 1, 50)}),
@@ -196,6 +204,41 @@ def test_each_schedule_has_a_colour_of_its_own(count):
     left, right = schedule_curves({str(k): Schedule(linear_beta(50 + k)) for k in range(count)}).axes
     for axis in (left, right):
         assert [line.get_color() for line in axis.lines[:count]] == list(COLORS[:count])
+
+
+def test_loss_curves_draw_the_training_loss_at_each_point_and_the_validation_loss_where_there_is_one():
+    (axis,) = loss_curves(HISTORY).axes
+    lines = {line.get_label(): line for line in axis.lines}
+    assert list(lines) == texts(axis.get_legend().get_texts()) == ["training", "validation"]
+    for line in lines.values():
+        assert_allclose(line.get_xdata(), [50, 100, 150, 180])
+    assert_allclose(lines["training"].get_ydata(), [0.8, 0.4, 0.1, 0.02], rtol=1e-6)
+    assert_allclose(lines["validation"].get_ydata(), [np.nan, 0.5, np.nan, 0.3], rtol=1e-6)
+
+
+def test_loss_curves_have_a_logarithmic_loss_over_even_steps():
+    (axis,) = loss_curves(HISTORY).axes
+    assert (axis.get_yscale(), axis.get_xscale()) == ("log", "linear")
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("step", "loss")
+
+
+def test_a_validation_loss_between_points_without_one_is_seen():
+    """A line needs two points side by side: a dot does not."""
+    figure = loss_curves(HISTORY)
+    (axis,) = figure.axes
+    picture = drawn(figure)
+    x, y = axis.transData.transform((100, 0.5))
+    near = picture[len(picture) - round(y) - 2 : len(picture) - round(y) + 3, round(x) - 2 : round(x) + 3]
+    assert (np.abs(near - 255 * np.array(to_rgb(COLORS[1]))).max(axis=-1) < 20).any()
+
+
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_loss_curves_are_drawn_from_the_first_point_on(length):
+    """Also before the first validation, when there is none to draw."""
+    figure = loss_curves(HISTORY[:length])
+    training, validation = figure.axes[0].lines
+    assert len(drawn(figure)) and len(training.get_ydata()) == length
+    assert np.isfinite(validation.get_ydata()).tolist() == [False, True, False][:length]
 
 
 # Densities

@@ -7,6 +7,7 @@ import io
 import itertools
 import math
 import os
+import pickle
 import runpy
 import signal
 import socket
@@ -839,6 +840,90 @@ def test_a_command_that_cannot_be_carried_out_fails_in_one_line(small_command):
     ):
         result = small_command(*arguments)
         assert result.exit_code == 2 and result.stderr.count("fmdiff: ") == 1 and words in result.stderr
+
+
+# What a checkpoint holds of the network
+
+
+def averaged(folder: Path) -> dict[str, torch.Tensor]:
+    """What the file of a checkpoint says of the averaged weights, by the network's own names."""
+    state = torch.load(folder / "checkpoint.pt")["ema"]
+    return {name[len("module.") :]: value for name, value in state.items() if name.startswith("module.")}
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_checkpoint_is_loaded_with_the_averaged_weights_as_they_are_by_now(tmp_path, kind):
+    """Neither the weights as they are trained, nor the best ones, which here are the first."""
+    seen = []
+
+    def ever_worse(model):
+        seen.append(copy.deepcopy(model))
+        return {"loss": len(seen)}
+
+    fit(tmp_path, validate=ever_worse)
+    found, _ = train.load_checkpoint(kind(tmp_path))
+    assert same_weights(found, seen[-1]) and not same_weights(found, load_pretrained(tmp_path))
+    raw, average, state = torch.load(tmp_path / "checkpoint.pt")["model"], averaged(tmp_path), found.state_dict()
+    assert state.keys() == raw.keys() == average.keys()
+    assert all(torch.equal(value, average[name]) for name, value in state.items())
+    assert not any(torch.equal(value, raw[name]) for name, value in found.named_parameters())
+
+
+def test_the_checkpoint_of_a_stopped_training_is_loaded_as_far_as_it_has_come(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "REPORT_EVERY", 3)
+    model, history = fit(tmp_path, report=at_call(3, KeyboardInterrupt()))
+    found, _ = train.load_checkpoint(tmp_path)
+    assert history[-1]["step"] == 6 and same_weights(found, model)
+
+
+def test_a_network_from_a_checkpoint_is_in_eval_mode_without_gradients_and_says_what_the_average_says(whole):
+    found, _ = train.load_checkpoint(whole[0])
+    assert not any(module.training for module in found.modules())
+    assert not any(parameter.requires_grad for parameter in found.parameters())
+    network = fresh(seed=3).eval()
+    network.load_state_dict(averaged(whole[0]))
+    assert torch.equal(found(data.to_model(IMAGES)), network(data.to_model(IMAGES)))
+
+
+def test_the_card_of_a_checkpoint_is_that_of_the_training_with_its_whole_recipe(whole):
+    _, found = train.load_checkpoint(whole[0])
+    assert found == CLASSIFIER | {"recipe": train.DEFAULTS | RECIPE}
+
+
+def test_buffers_that_validation_measured_are_loaded_with_a_checkpoint(tmp_path):
+    measured = itertools.count(101)
+
+    def measuring(model):
+        next(model.buffers()).fill_(next(measured))
+        return validate(model)
+
+    fit(tmp_path, validate=measuring)
+    assert (next(train.load_checkpoint(tmp_path)[0].buffers()) == 103).all()
+
+
+def test_loading_a_checkpoint_leaves_the_callers_random_numbers_alone(whole):
+    """Like `load_pretrained`: a training that is watched must not become another one."""
+    before = torch.get_rng_state()
+    train.load_checkpoint(whole[0])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_training_goes_on_while_its_checkpoint_is_looked_at(tmp_path, whole):
+    _, history = fit(tmp_path, report=lambda history: train.load_checkpoint(tmp_path)[0].apply(torch.nn.Module.train))
+    assert same_weights(tmp_path, whole[0]) and history == whole[1]
+
+
+def test_a_folder_without_a_checkpoint_is_an_error_that_names_the_file(tmp_path):
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(FileNotFoundError, match=r"checkpoint\.pt"):
+            train.load_checkpoint(folder)
+
+
+def test_no_checkpoint_runs_code_when_it_is_only_looked_at(tmp_path):
+    torch.save({"ema": Unpickled(tmp_path / "evidence"), "card": CLASSIFIER}, tmp_path / "checkpoint.pt")
+    with pytest.raises(pickle.UnpicklingError):
+        train.load_checkpoint(tmp_path)
+    assert not (tmp_path / "evidence").exists()
 
 
 # A loss with a memory
