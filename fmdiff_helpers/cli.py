@@ -130,20 +130,26 @@ def plain_errors() -> Iterator[None]:
         raise fail(str(error), 2) from None
 
 
-def load_trained(name: str, num_steps: int | None) -> tuple:
+def load_trained(name: str, num_steps: int | None, guidance: float | None = None, guide: str | None = None) -> tuple:
     """Return what draws images of a trained network, how many steps that takes, and whether it takes labels.
 
-    The first is draw(n, seed, y, watch), as `generate` has them; `watch` sees images. A VAE needs no steps.
+    The first is draw(n, seed, y, watch), as `generate` has them; `watch` sees images. A VAE needs no steps. `guidance`
+    and `guide` are the w and the weaker network of `load_guided`.
     """
     from accelerate import PartialState
 
     from fmdiff_helpers.checkpoints import load_pretrained, read_card
-    from fmdiff_helpers.recipes import load_autoencoder, load_denoiser
+    from fmdiff_helpers.recipes import load_autoencoder, load_denoiser, load_guided
     from fmdiff_helpers.samplers import generate, sample_prior
 
     device = PartialState().device
     with plain_errors():
         card = read_card(name)
+        takes_labels = "schedule" in card and card["arguments"]["num_classes"] > 0
+        if guide is not None and guidance is None:
+            raise ValueError(f"--guide is {guide!r}; say with --guidance how far to lead away from it")
+        if guidance is not None and not takes_labels:
+            raise ValueError(f"--guidance is {guidance:g}, but {name!r} takes no labels to lead to; leave it out")
         if "beta" in card:
             if num_steps is not None:
                 raise ValueError(f"--steps is {num_steps}, but {name!r} draws in one step; leave --steps out")
@@ -151,7 +157,8 @@ def load_trained(name: str, num_steps: int | None) -> tuple:
             return lambda n, seed, y=None, watch=None: sample_prior(vae, n, seed), None, False
         if "schedule" not in card:
             raise ValueError(f"{name!r} is a {card['network'].split('.')[1]}, not a denoiser: nothing to sample from")
-        model, schedule = load_denoiser(name, device)
+        loaded = load_denoiser(name, device) if guidance is None else load_guided(name, guidance, guide, device)
+        model, schedule = loaded
         vae = load_autoencoder(card, device) if "autoencoder" in card else None
     if num_steps is not None and not 1 <= num_steps <= schedule.T:
         raise fail(f"--steps is {num_steps}; expected 1 to {schedule.T}, the steps that {name!r} was trained with", 2)
@@ -160,7 +167,7 @@ def load_trained(name: str, num_steps: int | None) -> tuple:
         show = (lambda step: watch(vae.from_latent(step.xt) if vae else step.xt)) if watch else None
         return generate(model, schedule, n, seed, num_steps, y, show, vae)
 
-    return draw, num_steps or schedule.T, card["arguments"]["num_classes"] > 0
+    return draw, num_steps or schedule.T, takes_labels
 
 
 def choose_labels(label: str | None, n: int, takes_labels: bool):
@@ -182,20 +189,27 @@ def choose_labels(label: str | None, n: int, takes_labels: bool):
 
 
 Network = Annotated[str, typer.Argument(help="A published network, or a folder that `fmdiff train` wrote.")]
+Guidance = Annotated[float | None, typer.Option(help="How far to follow the label: 1 as it is, 2 twice as far.")]
+Guide = Annotated[str | None, typer.Option(help="A weaker network to lead away from; else itself without labels.")]
 NumSteps = Annotated[int | None, typer.Option("--steps", help="DDIM with so many steps, if fewer than all; else DDPM.")]
 
 
 @app.command()
 def train(
-    name: Annotated[str, typer.Argument(help="The network: unet, transformer, vae, latent_unet or classifier.")],
+    name: Annotated[
+        str, typer.Argument(help="The network: unet, transformer, vae, latent_unet, patch_unet or classifier.")
+    ],
     out: Annotated[Path | None, typer.Option(help="The folder to write to; runs/NAME if left out.")] = None,
     profile: Annotated[str, typer.Option(help="How long: smoke (under a minute), quick or full.")] = "full",
     epochs: Annotated[float | None, typer.Option(help="Passes over the data, in place of a profile.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images a step, of all processes together.")] = 128,
     seed: Annotated[int, typer.Option(min=0, max=2**32, help="Another seed gives another network.")] = 0,
     vae: Annotated[str | None, typer.Option(help="For latent_unet: a published VAE, or a folder; else vae.")] = None,
+    pictures: Annotated[bool, typer.Option("--pictures", help="Draw garments after each epoch, into --out.")] = False,
 ) -> None:
     """Train a network by its recipe; stopped or killed, the same command goes on where it was."""
+    from accelerate import PartialState
+
     from fmdiff_helpers.recipes import CARDS, PROFILES, train_network
 
     check_choice("network", name, list(CARDS))
@@ -207,10 +221,17 @@ def train(
     changes = {"batch_size": batch_size, "seed": seed} | PROFILES[name][profile]
     if epochs is not None:
         changes["steps"] = max(1, round(epochs * 58_000 / batch_size))
-    folder = out or Path("runs") / name
+    folder, options = out or Path("runs") / name, {}
     check_place(folder, folder=True)
+    if pictures:
+        from fmdiff_helpers.results import Results  # brings matplotlib, which servers need not have
+
+        if "schedule" not in CARDS[name]:
+            raise fail(f"--pictures is for networks that draw step by step, which {name} does not; leave it out", 2)
+        changes = {"every": max(1, 58_000 // batch_size)} | changes  # an epoch
+        options = {"report": Results(folder)} if PartialState().is_main_process else {}
     with plain_errors():
-        _, history = train_network(name, folder, autoencoder=vae, **changes)
+        _, history = train_network(name, folder, autoencoder=vae, **options, **changes)
     if history[-1]["step"] < changes["steps"]:
         raise typer.Exit(130)  # interrupted, as a shell says it
     typer.echo(f"{folder}: validation loss {history[-1]['validation']['loss']:.4f} after {changes['steps']} steps.")
@@ -224,6 +245,8 @@ def sample(
     seed: Annotated[int, typer.Option(min=0, max=2**32, help="The same seed gives the same images.")] = 0,
     out: Annotated[Path, typer.Option("-o", "--out", help="A .png, .gif, .webp or .npz file.")] = Path("samples.png"),
     steps: NumSteps = None,
+    guidance: Guidance = None,
+    guide: Guide = None,
     label: Annotated[str | None, typer.Option(help="A garment, as Dress or 3; all ten in turn if left out.")] = None,
     grid: Annotated[bool, typer.Option("--grid", help="Write the kinds' names above the columns of a .png.")] = False,
 ) -> None:
@@ -240,7 +263,8 @@ def sample(
     animated = out.suffix in (".gif", ".webp")
     if animated and n > 100:
         raise fail(f"-n is {n}; expected at most 100 for an animation", 2)
-    draw, num_steps, takes_labels = load_trained(name, steps)
+    check_at_least("--guidance", guidance, 0)
+    draw, num_steps, takes_labels = load_trained(name, steps, guidance, guide)
     if animated and num_steps is None:
         raise fail(f"{name!r} draws in one step, with nothing to animate; let --out end in .png or .npz", 2)
     y = choose_labels(label, n, takes_labels)
@@ -266,6 +290,8 @@ def evaluate(
     n: Annotated[int, typer.Option("-n", help="Images for each seed.")] = 1000,
     seeds: Annotated[int, typer.Option(help="How many sets of images, for the spread.")] = 3,
     steps: NumSteps = None,
+    guidance: Guidance = None,
+    guide: Guide = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
     """Measure samples against the test images, beside as many real ones; or a classifier's accuracy on them.
@@ -283,6 +309,7 @@ def evaluate(
 
     check_at_least("-n", n, 200)
     check_at_least("--seeds", seeds, 1)
+    check_at_least("--guidance", guidance, 0)
     with plain_errors():
         card = read_card(name)
         if not card.keys() & {"schedule", "beta"}:
@@ -291,7 +318,7 @@ def evaluate(
                 json.dumps({"test_accuracy": found}) if as_json else f"{name}: {found:.2%} of the test images right"
             )
             return
-        draw, num_steps, takes_labels = load_trained(name, steps)
+        draw, num_steps, takes_labels = load_trained(name, steps, guidance, guide)
         device, y = PartialState().device, choose_labels(None, n, takes_labels)
         vae = load_pretrained(name, device) if "beta" in card else None
         vae = load_autoencoder(card, device) if "autoencoder" in card else vae
@@ -304,9 +331,11 @@ def evaluate(
         columns["ceiling"] = mean_and_spread(judge.ceiling(n, vae))
     if as_json:
         about = {"network": name, "n": n, "seeds": seeds, "steps": num_steps, "device": str(device)}
+        about |= {} if guidance is None else {"guidance": guidance, "guide": guide}
         typer.echo(json.dumps(about | columns, indent=2))
         return
     taking = f"{num_steps} steps, " if num_steps else ""
+    taking += "" if guidance is None else f"guidance {guidance:g}{f' away from {guide}' if guide else ''}, "
     typer.echo(f"{name}: {n} images for each of {seeds} seeds, {taking}on {device}")
     heads = {"measures": "mean", "floor": "floor", "ceiling": "ceiling"}
     typer.echo(f"{'':<14}" + "".join(f"{heads[column]:>10}{'spread':>10}" for column in columns))

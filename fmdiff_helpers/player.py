@@ -22,9 +22,11 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from fmdiff_helpers.data import CLASS_NAMES, to_model, to_uint8
-from fmdiff_helpers.diffusion import add_noise
+from fmdiff_helpers.diffusion import add_noise, x0_from_eps
+from fmdiff_helpers.guidance import guided
+from fmdiff_helpers.metrics import spread_within
 from fmdiff_helpers.models.vae import kl_divergence
-from fmdiff_helpers.plots import as_frame, class_clouds, curves, histogram_frame, label_frame, tile
+from fmdiff_helpers.plots import as_frame, class_clouds, histogram_frame, label_frame, loss_curves, tile
 from fmdiff_helpers.samplers import sample_ddim, sample_ddpm
 from fmdiff_helpers.schedules import (
     Schedule,
@@ -493,6 +495,77 @@ class LatentExplorer(Explorer):
         return panels, f"t = {step.t:4d}   SNR {self.schedule.log_snr_db[step.t].item():6.1f} dB"
 
 
+class GuidanceExplorer(Explorer):
+    """Explore guidance: choose a kind, w, a seed and the number of steps, and slide through the chain.
+
+    `model` predicts the noise of images, with labels and without; `classifier` says how many of the twelve samples
+    it takes for their kind; both and `schedule` are on one device. `images` uint8 (N, 1, 28, 28) and `labels` (N,)
+    are real garments, whose spread the samples' stands beside.
+    """
+
+    height = 168
+    scales = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
+
+    def __init__(
+        self,
+        model: Callable,
+        schedule: Schedule,
+        classifier: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        label: str = "Shirt",
+        seed: int = 0,
+    ):
+        self.model, self.schedule, self.classifier = model, schedule, classifier
+        self.images, self.labels = images, labels
+        controls = {
+            "label": widgets.Dropdown(options=CLASS_NAMES, value=label, description="kind"),
+            "w": widgets.Dropdown(options=self.scales, value=2.0, description="w"),
+            "seed": widgets.BoundedIntText(value=seed, min=0, max=9999, description="seed"),
+            "num_steps": widgets.Dropdown(options=(10, 20, 50), value=20, description="steps"),
+        }
+        for control in controls.values():
+            control.layout.width = "200px"
+        super().__init__(controls)
+        self.slider.description = "steps taken"
+        self.slider.value = self.slider.max // 2
+
+    def filmstrip(self, num_frames: int = 6) -> Filmstrip:
+        """Return a Filmstrip as other explorers do, of fewer frames: noise does not pack, and takes 9 kB each time."""
+        return super().filmstrip(num_frames)
+
+    def prepare(self) -> int:
+        """Draw twelve garments of the kind, record every step, and look at them as the classifier does."""
+        label, w, seed, num_steps = (control.value for control in self.controls.values())
+        device = self.schedule.beta.device
+        generator = torch.Generator(device).manual_seed(seed)
+        x = torch.randn((12, 1, 28, 28), generator=generator, device=device)
+        self.y = torch.full((12,), CLASS_NAMES.index(label), device=device)
+        self.steps = []
+        model = guided(self.model, w)
+        x0 = sample_ddim(model, x, self.schedule, generator, num_steps, self.y, watch=self.steps.append)
+        right = int((self.classifier(x0).argmax(1) == self.y).sum())
+        real = to_model(self.images[self.labels == self.y[0]])
+        spreads = (spread_within(each, each.new_zeros(len(each))) for each in (x0, real))
+        self.about = "{} of 12 look like their kind   spread {:.2f}, of real ones {:.2f}".format(right, *spreads)
+        return num_steps
+
+    def draw(self, t: int) -> tuple[dict[str, np.ndarray], str]:
+        """Return x_t, what the network takes for the clean picture with and without label, and the difference."""
+        step = self.steps[t]
+        index = torch.full_like(self.y, step.t)
+        hats = [x0_from_eps(step.xt, index, self.model(step.xt, index, y), self.schedule) for y in (self.y, None)]
+        images = {
+            "x_t": step.xt,
+            "x0_hat with the label": hats[0],
+            "x0_hat without": hats[1],
+            "with - without": hats[0] - hats[1],
+            "x0_hat, guided": step.x0_hat,
+        }
+        panels = {title: tile(to_uint8(x).cpu(), columns=4).numpy() for title, x in images.items()}
+        return panels, f"t = {step.t:4d}   SNR {self.schedule.log_snr_db[step.t].item():6.1f} dB   {self.about}"
+
+
 class BetaExplorer(Explorer):
     """Explore what beta does to a VAE: slide through VAEs that were trained with more and more of it.
 
@@ -599,10 +672,7 @@ class LiveLoss:
         """Draw the training loss and, where there is one, the validation loss."""
         if time.monotonic() - self.drawn < 0.5 and "validation" not in history[-1]:
             return
-        steps = [point["step"] for point in history]
-        validation = [point["validation"]["loss"] if "validation" in point else np.nan for point in history]
-        lines = {"training": [point["loss"] for point in history], "validation": validation}
-        figure = curves(steps, lines, xlabel="step", ylabel="loss", marker=".", yscale="log")
+        figure = loss_curves(history)
         if self.handle is None:
             self.handle = display(figure, display_id=True)
         else:

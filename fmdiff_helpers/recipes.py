@@ -14,6 +14,7 @@ from fmdiff_helpers import schedules
 from fmdiff_helpers.checkpoints import WeightsError, build, load_pretrained, read_card
 from fmdiff_helpers.data import describe_data, is_there, load_fashion_mnist, raw_folder, to_model
 from fmdiff_helpers.diffusion import add_noise, draw_noise, simple_loss, v_loss, validation_loss, x0_loss
+from fmdiff_helpers.guidance import drop_labels, guided
 from fmdiff_helpers.models.vae import active_units, kl_divergence, vae_loss
 from fmdiff_helpers.samplers import in_batches, noise_from_v, noise_predictor
 from fmdiff_helpers.train import train
@@ -49,6 +50,14 @@ CARDS = {
         "target": "v",
         "recipe": {"lr": 2e-3, "floor": 0.1},
     },
+    "patch_unet": {
+        "network": "patch_unet.PatchUNet",
+        "arguments": {"width": 48, "mults": [1, 2], "patch_size": 2, "num_classes": 10},
+        "schedule": {"beta": "cosine_beta", "T": 200},
+        "target": "v",
+        "label_dropout": 0.1,
+        "recipe": {"lr": 2e-3, "floor": 0.1},
+    },
     "classifier": {
         "network": "classifier.Classifier",
         "arguments": {"width": 32, "num_classes": 10},
@@ -60,6 +69,7 @@ PROFILES = {
     "transformer": {"smoke": {"steps": 60, "every": 20}, "quick": {"steps": 1500}, "full": {"steps": 6000}},
     "vae": {"smoke": {"steps": 60, "every": 20}, "quick": {"steps": 1000}, "full": {"steps": 3000}},
     "latent_unet": {"smoke": {"steps": 60, "every": 20}, "quick": {"steps": 7000}, "full": {"steps": 16000}},
+    "patch_unet": {"smoke": {"steps": 60, "every": 20}, "quick": {"steps": 3000}, "full": {"steps": 8000}},
     "classifier": {"smoke": {"steps": 60, "every": 20}, "quick": {"steps": 1000}, "full": {"steps": 6000}},
 }
 
@@ -69,12 +79,37 @@ def schedule_of(card: dict) -> schedules.Schedule:
     return schedules.Schedule(getattr(schedules, card["schedule"]["beta"])(card["schedule"]["T"]))
 
 
-def load_denoiser(name: Path | str, device: torch.device | str = "cpu") -> tuple[Callable, schedules.Schedule]:
-    """Return a trained denoiser as samplers take it, one that predicts the noise, and its schedule, on `device`."""
-    card, model = read_card(name), load_pretrained(name, device)
+def as_denoiser(card: dict, model: nn.Module, device: torch.device | str) -> tuple[Callable, schedules.Schedule]:
+    """Return a network on `device` as samplers take it, one that predicts the noise, and its card's schedule there."""
     schedule = schedule_of(card).to(device)
     to_noise = {"eps": lambda model, schedule: model, "x0": noise_predictor, "v": noise_from_v}
     return to_noise[card.get("target", "eps")](model, schedule), schedule
+
+
+def load_denoiser(name: Path | str, device: torch.device | str = "cpu") -> tuple[Callable, schedules.Schedule]:
+    """Return a trained denoiser and its schedule as `as_denoiser` does."""
+    return as_denoiser(read_card(name), load_pretrained(name, device), device)
+
+
+def load_guided(
+    name: Path | str, w: float, guide: Path | str | None = None, device: torch.device | str = "cpu"
+) -> tuple[Callable, schedules.Schedule]:
+    """Return what `load_denoiser` does, guided w times: away from itself without labels, or from the network `guide`.
+
+    ValueError where it has not learned without labels, or the guide takes none or sees other pictures or noise.
+    """
+    (model, schedule), card = load_denoiser(name, device), read_card(name)
+    if guide is None:
+        if "label_dropout" not in card:
+            raise ValueError(f"{name!r} never learned without labels; name a weaker network to lead it away from")
+        return guided(model, w), schedule
+    there = read_card(guide)
+    for what in ("schedule", "autoencoder"):
+        if card.get(what) != there.get(what):
+            raise ValueError(f"{what} of {guide!r} is {there.get(what)}; expected that of {name!r}, {card.get(what)}")
+    if not there["arguments"]["num_classes"]:
+        raise ValueError(f"the guide {guide!r} takes no labels; name one that does, as {name!r} does")
+    return guided(model, w, weak=load_denoiser(guide, device)[0]), schedule
 
 
 def load_autoencoder(card: dict, device: torch.device | str = "cpu") -> nn.Module:
@@ -92,6 +127,12 @@ def load_autoencoder(card: dict, device: torch.device | str = "cpu") -> nn.Modul
 def draw_shifts(x0: Tensor, generator: torch.Generator) -> tuple[Tensor]:
     """Draw by how much each image is moved down and right, -2 to 2 pixels, shape (B, 2)."""
     return (torch.randint(-2, 3, (len(x0), 2), generator=generator, device=x0.device),)
+
+
+def draw_drops(x0: Tensor, generator: torch.Generator, schedule: schedules.Schedule) -> tuple[Tensor, ...]:
+    """Draw what `draw_noise` does and, for each image, what decides whether its label is dropped: u (B,) in [0, 1)."""
+    u = torch.rand(len(x0), generator=generator, device=x0.device)
+    return *draw_noise(x0, generator, schedule), u
 
 
 def shift(x0: Tensor, shifts: Tensor) -> Tensor:
@@ -205,13 +246,14 @@ def task(
     y = y if card["arguments"]["num_classes"] else None
     target_loss = {"eps": simple_loss, "x0": x0_loss, "v": v_loss}[card.get("target", "eps")]
 
-    def loss(model: Callable, x0: Tensor, labels: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+    def loss(model: Callable, x0: Tensor, labels: Tensor, t: Tensor, eps: Tensor, u: Tensor | None = None) -> Tensor:
+        labels = labels if u is None else drop_labels(labels, u, card["label_dropout"])
         return target_loss(model, x0, None if y is None else labels, t, eps, schedule)
 
     if card.get("target") == "x0":
         loss = ScheduledLoss(schedule, card["recipe"]["steps"]).to(device)
     validate = partial(validation_loss, x0=x0, y=y, schedule=schedule, loss_fn=target_loss)
-    return loss, partial(draw_noise, schedule=schedule), data, validate
+    return loss, partial(draw_drops if "label_dropout" in card else draw_noise, schedule=schedule), data, validate
 
 
 def run_folder(name: str, epochs: float) -> Path:

@@ -372,6 +372,24 @@ def latents(tiny) -> Path:
 
 
 @pytest.fixture
+def guidable(tiny) -> Path:
+    """The working folder with "my_patch", a tiny denoiser that has learned without labels, too, and possible guides.
+
+    It predicts v and has 8 steps. "weaker" predicts the noise and is smaller, "longer" has 9 steps.
+    """
+    patch = {"network": "patch_unet.PatchUNet", "arguments": {"width": 8, "mults": [1, 2], "num_classes": 10}}
+    unet = {"network": "unet.UNet", "arguments": {"width": 8, "mults": [1], "num_classes": 10}}
+    cards = {
+        "my_patch": patch | {"target": "v", "label_dropout": 0.1} | CHAIN,
+        "weaker": unet | CHAIN,
+        "longer": unet | CHAIN | {"schedule": {"beta": "cosine_beta", "T": 9}},
+    }
+    for name, card in cards.items():
+        write_network(tiny / name / "weights.safetensors", card)
+    return tiny
+
+
+@pytest.fixture
 def garments(monkeypatch) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """A few drawn garments and their labels in the place of both splits of the dataset."""
     splits = {"train": draw_garments(300, seed=0), "test": draw_garments(250, seed=1)}
@@ -403,6 +421,27 @@ def latent_generated(n: int, seed: int = 0, num_steps: int | None = None, y=None
 def vae_generated(n: int, seed: int = 0) -> torch.Tensor:
     """Return the images that the VAE decodes from its prior."""
     return data.to_uint8(samplers.sample_prior(checkpoints.load_pretrained("my_vae", PartialState().device), n, seed))
+
+
+def guided_generated(
+    n: int, w: float, weak: str | None = None, seed: int = 0, num_steps: int | None = None
+) -> torch.Tensor:
+    """Return the images of all ten kinds in turn that "my_patch" draws when it is led away from "weaker" or itself."""
+    device = PartialState().device
+    schedule = recipes.schedule_of(CHAIN).to(device)
+    model = samplers.noise_from_v(checkpoints.load_pretrained("my_patch", device), schedule)
+    weaker = checkpoints.load_pretrained(weak, device) if weak else None
+
+    def denoiser(x, t, y):
+        without = weaker(x, t, y) if weak else model(x, t, None)
+        return without + w * (model(x, t, y) - without)
+
+    return data.to_uint8(samplers.generate(denoiser, schedule, n, seed, num_steps, torch.arange(n) % 10))
+
+
+def near(one, other) -> bool:
+    """Tell whether two sets of uint8 images are one but for rounding: numbers added in another order."""
+    return np.abs(np.asarray(one).astype(int) - np.asarray(other).astype(int)).max() <= 1
 
 
 def check_refused(folder: Path, arguments: list[str], *said: str) -> None:
@@ -668,6 +707,91 @@ def test_a_denoiser_without_its_vae_is_refused(latents, garments, command):
     check_refused(latents, [command, "my_unet"], "there are no weights 'my_vae'")
 
 
+# fmdiff sample and evaluate, guided
+
+
+@pytest.mark.parametrize("options, num_steps", [([], None), (["--steps", "3"], 3)])
+@pytest.mark.parametrize("guide", [None, "weaker"])
+def test_sample_draws_guided_images_that_are_others(guidable, guide, options, num_steps):
+    arguments = ["sample", "my_patch", "-n", "12", "--seed", "5", *options]
+    named = ["--guide", guide] if guide else []
+    assert fmdiff(*arguments, "-o", "plain.npz").exit_code == 0
+    assert fmdiff(*arguments, "-o", "guided.npz", "--guidance", "2.5", *named).exit_code == 0
+    with np.load("plain.npz") as plain, np.load("guided.npz") as found:
+        assert found["labels"].tolist() == plain["labels"].tolist() == [*range(10), 0, 1]
+        assert near(found["images"], guided_generated(12, 2.5, guide, 5, num_steps)[:, 0].cpu())
+        assert not near(found["images"], plain["images"])
+
+
+def test_another_guide_and_another_strength_draw_other_images(guidable):
+    arguments = ["sample", "my_patch", "-n", "10", "--steps", "2", "-o", "x.npz", "--guidance"]
+    drawn = []
+    for options in (["0"], ["2"], ["3"], ["2", "--guide", "weaker"], ["2", "--guide", "labelled"]):
+        assert fmdiff(*arguments, *options).exit_code == 0
+        with np.load("x.npz") as arrays:
+            drawn.append(arrays["images"])
+    for k, one in enumerate(drawn):
+        assert all(not near(one, other) for other in drawn[:k])
+
+
+@pytest.mark.parametrize("ending", [".png", ".webp", ".npz"])
+def test_guidance_1_is_no_guidance(guidable, ending):
+    arguments = ["sample", "my_patch", "-n", "10", "--out"]
+    assert fmdiff(*arguments, f"plain{ending}").exit_code == 0
+    assert fmdiff(*arguments, f"one{ending}", "--guidance", "1").exit_code == 0
+    assert (guidable / f"plain{ending}").read_bytes() == (guidable / f"one{ending}").read_bytes()
+
+
+def test_a_guided_denoiser_of_latents_draws_images(latents):
+    """Led away from another network in the same latent."""
+    card = checkpoints.read_card("my_unet")
+    write_network(latents / "weaker/weights.safetensors", card | {"arguments": card["arguments"] | {"width": 16}})
+    arguments = ["sample", "my_unet", "-n", "10", "--guidance", "2", "--guide", "weaker", "-o", "x.npz"]
+    assert fmdiff(*arguments).exit_code == 0
+    device = PartialState().device
+    schedule = recipes.schedule_of(CHAIN).to(device)
+    vae, strong, weak = (checkpoints.load_pretrained(name, device) for name in ("my_vae", "my_unet", "weaker"))
+    model = samplers.noise_from_v(lambda x, t, y: 2 * strong(x, t, y) - weak(x, t, y), schedule)
+    expected = data.to_uint8(samplers.generate(model, schedule, 10, y=torch.arange(10), vae=vae))
+    with np.load("x.npz") as arrays:
+        assert near(arrays["images"], expected[:, 0].cpu())
+        assert not near(arrays["images"], latent_generated(10)[:, 0].cpu())
+
+
+@pytest.mark.parametrize("command", ["sample", "evaluate"])
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["tiny", "--guidance", "2"], ["--guidance is 2", "'tiny' takes no labels to lead to", "leave it out"]),
+        (["my_patch", "--guidance", "-0.5"], ["--guidance is -0.5", "expected at least 0"]),
+        (["my_patch", "--guidance", "nan"], ["--guidance is nan", "expected at least 0"]),
+        (["my_patch", "--guidance", "inf"], ["--guidance is inf", "expected at least 0"]),
+        (["my_patch", "--guide", "weaker"], ["--guide is 'weaker'", "say with --guidance how far"]),
+        (["my_patch", "--guidance", "2", "--guide", "longer"], ["schedule of 'longer'", "'T': 9", "'my_patch'"]),
+        (["longer", "--guidance", "2", "--guide", "my_patch"], ["schedule of 'my_patch'", "'T': 8", "'longer'"]),
+        (["my_patch", "--guidance", "2", "--guide", "waeker"], ["there are no weights 'waeker'", "published are"]),
+        (["labelled", "--guidance", "2"], ["'labelled' never learned without labels", "name a weaker network"]),
+        (["my_patch", "--guidance", "2", "--guide", "tiny"], ["'tiny'"]),
+        (["my_patch", "--guidance", "2", "--guide", "classifier"], ["'classifier'"]),
+    ],
+)
+def test_guidance_that_cannot_be_is_refused(guidable, garments, command, arguments, said):
+    """A guide that takes no labels, as "tiny", or is no denoiser, cannot be asked what the network is asked."""
+    check_refused(guidable, [command, *arguments], *said)
+
+
+@pytest.mark.parametrize("command", ["sample", "evaluate"])
+def test_guidance_for_a_vae_or_from_another_latent_is_refused(latents, garments, command):
+    check_refused(latents, [command, "my_vae", "--guidance", "2"], "--guidance is 2", "'my_vae' takes no labels")
+    check_refused(latents, [command, "my_unet", "--guidance", "2"], "'my_unet' never learned without labels")
+    said = ["autoencoder of 'labelled' is None", "that of 'my_unet'"]
+    check_refused(latents, [command, "my_unet", "--guidance", "2", "--guide", "labelled"], *said)
+
+
+def test_guidance_for_a_classifier_is_refused(guidable, garments):
+    check_refused(guidable, ["sample", "classifier", "--guidance", "2"], "--guidance is 2", "'classifier'")
+
+
 # fmdiff evaluate
 
 
@@ -728,6 +852,30 @@ def test_evaluate_tells_how_many_garments_are_of_the_kind_that_was_asked_for(tin
     assert list(found["measures"]) == [*found["floor"], "label_accuracy"]
     name, *values = table[-1].split()
     assert name == "label_accuracy" and values == [f"{value:.4f}" for value in expected]
+
+
+@pytest.mark.parametrize("guide", [None, "weaker"])
+def test_evaluate_measures_guided_images_and_says_how_they_were_guided(guidable, garments, guide):
+    arguments = ["evaluate", "my_patch", "-n", "200", "--seeds", "1", "--steps", "1", "--guidance", "2.5"]
+    found = json.loads(fmdiff(*arguments, *(["--guide", guide] if guide else []), "--json").stdout)
+    device = PartialState().device
+    judge = metrics.Judge(
+        checkpoints.load_pretrained("classifier", device),
+        *(garments[split][0].to(device) for split in ("train", "test")),
+    )
+    expected = judge.measure(guided_generated(200, 2.5, guide, num_steps=1), torch.arange(200) % 10)
+    about = {"network": "my_patch", "n": 200, "seeds": 1, "steps": 1, "device": str(device)}
+    measures = found.pop("measures")
+    assert {name: mean for name, (mean, _) in measures.items()} == pytest.approx(expected, rel=1e-3, abs=1e-6)
+    del found["floor"]
+    assert found == about | {"guidance": 2.5, "guide": guide}
+
+
+def test_the_table_says_how_far_it_was_guided_and_nothing_where_it_was_not(guidable, garments):
+    arguments = ["evaluate", "my_patch", "-n", "200", "--seeds", "1", "--steps", "1"]
+    title = "my_patch: 200 images for each of 1 seeds, 1 steps, {}on " + str(PartialState().device)
+    assert fmdiff(*arguments).stdout.splitlines()[0] == title.format("")
+    assert fmdiff(*arguments, "--guidance", "2.5").stdout.splitlines()[0] == title.format("guidance 2.5, ")
 
 
 @pytest.mark.parametrize("name, steps, labelled", [("my_vae", None, False), ("my_unet", 2, True)])

@@ -26,6 +26,7 @@ from fmdiff_helpers.player import (
     BetaExplorer,
     Explorer,
     Filmstrip,
+    GuidanceExplorer,
     KindsExplorer,
     LatentExplorer,
     LatentWalk,
@@ -353,6 +354,25 @@ def test_a_filmstrip_of_an_explorer_runs_evenly_from_the_first_step_to_the_last(
     assert film.readout == [f"t = {t} <&>" for t in steps]
     assert steps[film.start] == min(steps, key=lambda t: abs(t - 60)), "it starts where the slider is"
     assert explorer.slider.value == 60 and film.height == explorer.height
+
+
+@pytest.mark.parametrize(
+    "num_frames, fps, milliseconds",
+    [(2, 1, 1000), (3, 1, 1000), (7, 3, 333), (11, 5, 200), (20, 10, 100), (40, 10, 100)],
+)
+def test_a_film_plays_at_ten_frames_a_second_and_a_short_one_slower_so_that_it_lasts(num_frames, fps, milliseconds):
+    film = Counting().filmstrip(num_frames)
+    page = Page(film)
+    assert len(page.readout) == num_frames and film.fps == fps
+    assert re.findall(r"}, (\d+)\);", page.script) == [str(milliseconds)], "what the browser waits for each frame"
+    assert num_frames * milliseconds >= 2000
+
+
+def test_a_film_of_a_single_frame_has_a_speed_too():
+    explorer = Counting()
+    explorer.controls["T"].value = 1
+    film = explorer.filmstrip()
+    assert film.fps == 1 and len(Page(film).readout) == 1
 
 
 def test_a_notebook_gets_the_live_widget_and_a_filmstrip_in_its_place():
@@ -804,6 +824,203 @@ def test_a_picture_of_few_colours_is_packed_and_stays_as_it_is():
     assert len(player.encode_png(few)) < 0.4 * len(player.encode_png(many))
 
 
+# guidance
+
+
+def clean(xt, t, y=None):
+    """The picture that `undecided` sees behind the noise: the higher the label, the brighter; without one, dark."""
+    kind = torch.full_like(t, -4) if y is None else y
+    return torch.tanh(xt + (0.15 * kind - 0.01 * t).reshape(-1, 1, 1, 1))
+
+
+def undecided(xt, t, y=None):
+    """A denoiser that sees each pixel, the step and the label, or that there is none."""
+    return eps_from_x0(xt, t, clean(xt, t, y), CHAIN)
+
+
+class Says:
+    """A classifier that takes the first 5 of 12 images for shirts and the others for bags, and keeps what it saw."""
+
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, x):
+        self.seen.append(x)
+        return torch.eye(10)[[6] * 5 + [8] * 7]
+
+
+def guidance_explorer(**choice) -> GuidanceExplorer:
+    """A GuidanceExplorer whose controls are set, one after the other."""
+    explorer = GuidanceExplorer(undecided, CHAIN, Says(), GARMENTS, LABELS)
+    for name, value in choice.items():
+        explorer.controls[name].value = value
+    return explorer
+
+
+def guided_chain(label: str = "Shirt", w: float = 2.0, seed: int = 0, num_steps: int = 20) -> list:
+    """The steps of DDIM with eps_null + w (eps_y - eps_null), twelve pictures of one kind, from the noise of a seed."""
+
+    def model(xt, t, y):
+        return undecided(xt, t) + w * (undecided(xt, t, y) - undecided(xt, t))
+
+    x, steps = torch.randn((12, 1, 28, 28), generator=torch.Generator().manual_seed(seed)), []
+    y = torch.full((12,), CLASS_NAMES.index(label))
+    sample_ddim(model, x, CHAIN, num_steps=num_steps, y=y, watch=steps.append)
+    return steps
+
+
+def twelve(x: torch.Tensor) -> np.ndarray:
+    return tile(to_uint8(x), columns=4).numpy()
+
+
+def near(frame: np.ndarray, x: torch.Tensor) -> bool:
+    """Tell whether a frame shows x, where x was calculated otherwise: rounding may fall to either side."""
+    return np.abs(frame.astype(int) - twelve(x).astype(int)).max() <= 1
+
+
+def all_panels(explorer: Explorer) -> list[bytes]:
+    """All pictures of all steps, and what is written below them."""
+    drawn = [explorer.draw(t) for t in range(explorer.slider.max + 1)]
+    return [part for panels, readout in drawn for part in (readout, *(frame.tobytes() for frame in panels.values()))]
+
+
+CHOICES = [{}, {"label": "Bag", "seed": 7}, {"w": 0.5, "num_steps": 10}, {"w": 8.0, "label": "Dress", "num_steps": 50}]
+PANELS = ["x_t", "x0_hat with the label", "x0_hat without", "with - without", "x0_hat, guided"]
+
+
+def test_the_guidance_explorer_opens_on_shirts_guided_twice_as_far_half_of_the_way():
+    explorer = guidance_explorer()
+    assert [control.value for control in explorer.controls.values()] == ["Shirt", 2.0, 0, 20]
+    assert list(explorer.controls) == ["label", "w", "seed", "num_steps"]
+    assert list(explorer.controls["label"].options) == list(CLASS_NAMES)
+    assert explorer.slider.value == 9 and explorer.slider.max == 19
+    other = GuidanceExplorer(undecided, CHAIN, Says(), GARMENTS, LABELS, label="Bag", seed=5)
+    assert all_panels(other) == all_panels(guidance_explorer(label="Bag", seed=5))
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_the_chain_is_that_of_the_guided_model_and_x_t_and_its_guess_are_what_each_step_saw(choice):
+    explorer, steps = guidance_explorer(**choice), guided_chain(**choice)
+    assert len(explorer.steps) == len(steps) == explorer.slider.max + 1
+    for place, step in enumerate(steps):
+        panels, readout = explorer.draw(place)
+        assert list(panels) == PANELS
+        assert (panels["x_t"] == twelve(step.xt)).all()
+        assert (panels["x0_hat, guided"] == twelve(step.x0_hat)).all()
+        snr = 10 * math.log10(CHAIN.alpha_bar[step.t] / (1 - CHAIN.alpha_bar[step.t]))
+        assert readout.startswith(f"t = {step.t:4d}   SNR {snr:6.1f} dB   ")
+    assert [steps[0].t, steps[-1].t] == [49, 0]
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_with_and_without_the_label_are_the_clean_pictures_that_the_two_predictions_imply(choice):
+    """Both of the same x_t, the guided chain's; and guidance goes w times as far, as far as pixels go."""
+    explorer = guidance_explorer(**choice)
+    w, y = choice.get("w", 2.0), torch.full((12,), CLASS_NAMES.index(choice.get("label", "Shirt")))
+    for place in (0, 3, explorer.slider.max):
+        panels, step = explorer.draw(place)[0], explorer.steps[place]
+        t = torch.full((12,), step.t)
+        label, none = clean(step.xt, t, y), clean(step.xt, t)
+        expected = [step.xt, label, none, label - none, none + w * (label - none)]
+        assert all(near(panels[title], x) for title, x in zip(PANELS, expected, strict=True))
+        assert len({panels[title].tobytes() for title in PANELS}) == 5
+    assert w < 2 or (expected[-1] > 1).any()
+
+
+def test_the_guided_guess_is_clipped_on_the_way():
+    explorer = guidance_explorer(w=8.0)
+    assert all(step.x0_hat.abs().max() <= 1 for step in explorer.steps)
+    assert explorer.steps[10].x0_hat.max() == 1
+
+
+def test_at_w_1_it_is_the_model_with_labels_and_at_w_0_without():
+    x = torch.randn((12, 1, 28, 28), generator=torch.Generator().manual_seed(0))
+    for w, y in ((1.0, torch.full((12,), 6)), (0.0, None)):
+        explorer = guidance_explorer(w=w)
+        expected = sample_ddim(undecided, x, CHAIN, num_steps=20, y=y)
+        assert torch.equal(explorer.steps[-1].x_prev, expected)
+        for place in range(20):
+            panels, _ = explorer.draw(place)
+            title = "x0_hat without" if y is None else "x0_hat with the label"
+            assert np.abs(panels["x0_hat, guided"].astype(int) - panels[title]).max() <= 1
+
+
+@pytest.mark.parametrize("w", GuidanceExplorer.scales)
+def test_every_w_that_is_offered_guides_by_as_much(w):
+    explorer = guidance_explorer(w=w)
+    assert {0.0, 1.0} < set(explorer.controls["w"].options) == set(GuidanceExplorer.scales)
+    torch.testing.assert_close(explorer.steps[-1].x_prev, guided_chain(w=w)[-1].x_prev, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("label, right", [("Shirt", 5), ("Bag", 7), ("Dress", 0)])
+def test_the_readout_counts_what_the_classifier_takes_for_the_kind_and_says_how_far_samples_and_garments_spread(
+    label, right
+):
+    explorer = guidance_explorer(label=label)
+    x0 = guided_chain(label)[-1].x_prev
+    real = GARMENTS[CLASS_NAMES.index(label) == LABELS].double() / 127.5 - 1
+    spreads = [((x - x.mean(0)).square().sum(0) / (len(x) - 1)).sqrt().mean().item() for x in (x0, real)]
+    expected = "{} of 12 look like their kind   spread {:.2f}, of real ones {:.2f}".format(right, *spreads)
+    assert all(explorer.draw(place)[1].endswith(f" dB   {expected}") for place in range(20))
+    assert f"{expected}</code>" in explorer.readout.value
+    assert torch.equal(explorer.classifier.seen[-1], x0) and f"{spreads[0]:.2f}" != f"{spreads[1]:.2f}"
+
+
+@pytest.mark.parametrize("choice", [{"label": "Bag"}, {"w": 5.0}, {"seed": 3}, {"num_steps": 50}])
+def test_another_kind_w_seed_or_number_of_steps_draws_other_pictures_and_the_former_one_the_same_again(choice):
+    explorer = guidance_explorer()
+    before, shown = all_panels(explorer), [box.children[1].value for box in explorer.pictures.children]
+    ((name, value),) = choice.items()
+    former, explorer.controls[name].value = explorer.controls[name].value, value
+    place = explorer.slider.value
+    assert place == round(9 / 19 * explorer.slider.max) and explorer.slider.max == choice.get("num_steps", 20) - 1
+    frames = [decode(box.children[1].value) for box in explorer.pictures.children]
+    assert all(np.array_equal(*pair) for pair in zip(frames, explorer.draw(place)[0].values(), strict=True))
+    changed = [box.children[1].value != png for box, png in zip(explorer.pictures.children, shown, strict=True)]
+    assert all(changed) and all_panels(explorer) == all_panels(guidance_explorer(**choice)) != before
+    explorer.controls[name].value = former
+    assert all_panels(explorer) == before
+
+
+def test_the_seed_alone_decides_the_noise_that_all_kinds_and_all_w_start_from():
+    start = guidance_explorer(seed=3).steps[0].xt
+    for choice in ({"label": "Bag"}, {"w": 0.0}, {"num_steps": 50}):
+        assert torch.equal(guidance_explorer(seed=3, **choice).steps[0].xt, start)
+    assert len(start.unique(dim=0)) == 12 and not torch.equal(guidance_explorer(seed=4).steps[0].xt, start)
+
+
+@pytest.mark.parametrize("num_steps", [10, 20, 50])
+def test_the_slider_goes_over_all_steps_of_the_guided_chain(num_steps):
+    explorer = guidance_explorer()
+    assert list(explorer.controls["num_steps"].options) == [10, 20, 50]
+    explorer.controls["num_steps"].value = num_steps
+    assert explorer.slider.min == 0 and explorer.slider.max == num_steps - 1
+    for place, words in ((0, "t =   49 "), (num_steps - 1, "t =    0 ")):
+        explorer.slider.value = place
+        assert words in explorer.readout.value
+
+
+@pytest.mark.parametrize("num_steps", [10, 20, 50])
+def test_guidance_is_saved_in_six_frames_of_five_panels_of_three_rows_of_four(num_steps):
+    film = guidance_explorer(num_steps=num_steps).filmstrip()
+    assert list(film.panels) == PANELS and film.height == 168
+    assert all(frames.shape == (6, 3 * 28, 4 * 28) for frames in film.panels.values())
+    assert "t =   49 " in film.readout[0] and "t =    0 " in film.readout[-1] and len(set(film.readout)) == 6
+
+
+def test_the_saved_guidance_explorer_stays_within_400_kB_and_holds_the_six_frames():
+    explorer = guidance_explorer()
+    page = explorer._repr_mimebundle_()["text/html"]
+    assert page == explorer.filmstrip(6)._repr_html_() and len(page) < 400_000
+
+
+def test_the_guidance_explorer_leaves_the_global_generator_and_its_data_alone():
+    rng, garments, labels = torch.get_rng_state(), GARMENTS.clone(), LABELS.clone()
+    guidance_explorer(label="Bag", w=3.0).filmstrip()
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert torch.equal(GARMENTS, garments) and torch.equal(LABELS, labels)
+
+
 # the loss while it trains
 
 
@@ -822,3 +1039,17 @@ def test_the_live_loss_is_one_picture_that_changes(monkeypatch):
     training, validation = axis.lines
     assert training.get_ydata().tolist() == pytest.approx([1, 1 / 2, 1 / 3, 0.2])
     assert validation.get_ydata()[-1] == pytest.approx(0.3) and math.isnan(validation.get_ydata()[0])
+
+
+def test_the_live_loss_is_drawn_again_after_half_a_second_and_at_a_validation_at_once(monkeypatch):
+    clock, shown = [100.0], []
+    monkeypatch.setattr(player, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(player, "display", lambda figure, display_id: shown.append(figure) or handle)
+    handle = SimpleNamespace(update=shown.append)
+    live, history = LiveLoss(), []
+    for seconds, validation, drawn in ((0, {}, 1), (0.4, {}, 1), (0.2, {}, 2), (0.1, {"loss": 0.3}, 3), (0.4, {}, 3)):
+        clock[0] += seconds
+        history.append({"step": len(history) + 1, "loss": 0.5} | ({"validation": validation} if validation else {}))
+        live(history)
+        assert len(shown) == drawn
+    assert [len(figure.axes[0].lines[0].get_ydata()) for figure in shown] == [1, 3, 4], "each holds all there is"

@@ -14,17 +14,19 @@ from torch.testing import assert_close
 from fmdiff_helpers import checkpoints, recipes, schedules
 from fmdiff_helpers.checkpoints import WeightsError, build, load_pretrained, read_card, save_weights
 from fmdiff_helpers.data import to_model
-from fmdiff_helpers.diffusion import add_noise, simple_loss, v_loss, validation_loss, x0_loss
+from fmdiff_helpers.diffusion import add_noise, draw_noise, simple_loss, v_loss, validation_loss, x0_loss
 from fmdiff_helpers.models.vae import VAE
 from fmdiff_helpers.recipes import (
     CARDS,
     PROFILES,
     AnnealedLoss,
     ScheduledLoss,
+    draw_drops,
     draw_places,
     draw_shifts,
     load_autoencoder,
     load_denoiser,
+    load_guided,
     schedule_of,
     shift,
     task,
@@ -354,13 +356,16 @@ def test_every_card_builds_a_network_for_its_images(name):
         assert model(x0).shape == (2, 10)
 
 
-def test_there_are_three_denoisers_of_the_noise_of_x0_and_of_v_a_vae_and_the_classifier():
-    targets = {"unet": None, "transformer": "x0", "latent_unet": "v"}
+def test_there_are_four_denoisers_of_the_noise_of_x0_and_of_v_a_vae_and_the_classifier():
+    targets = {"unet": None, "transformer": "x0", "latent_unet": "v", "patch_unet": "v"}
     assert {name: CARDS[name].get("target") for name in DENOISERS} == targets
     assert CARDS.keys() - DENOISERS == {"vae", "classifier"}
     assert [name for name, card in CARDS.items() if "beta" in card] == ["vae"]
     assert {name: card["autoencoder"] for name, card in CARDS.items() if "autoencoder" in card} == {
         "latent_unet": "vae"
+    }
+    assert {name: card["label_dropout"] for name, card in CARDS.items() if "label_dropout" in card} == {
+        "patch_unet": 0.1
     }
 
 
@@ -371,6 +376,7 @@ TINY = {
     "transformer": {"patch": 14, "dim": 8, "depth": 1, "heads": 1, "ff_dim": 8, "num_classes": 10},
     "vae": {"width": 4, "channels": 2, "grid": 7},
     "latent_unet": {"width": 8, "mults": [1], "patch": 1, "num_classes": 10, "channels": 2},
+    "patch_unet": {"width": 8, "mults": [1], "patch_size": 2, "num_classes": 10},
 }
 
 
@@ -426,6 +432,99 @@ def test_a_trained_network_that_predicts_the_noise_is_loaded_as_it_is(tmp_path):
     denoiser, schedule = load_denoiser(tmp_path)
     assert isinstance(denoiser, type(model)) and torch.equal(schedule.beta, schedules.cosine_beta(200))
     assert_close(denoiser(XT, T), model(XT, T), rtol=1e-5, atol=1e-5)
+
+
+# Trained denoisers that are guided
+
+Y = torch.tensor([3, 0, 9, 3])
+
+
+def test_at_w_1_a_guided_network_is_the_plain_one(tmp_path):
+    saved("patch_unet", tmp_path)
+    (denoiser, schedule), (plain, there) = load_guided(tmp_path, 1), load_denoiser(tmp_path)
+    assert torch.equal(denoiser(XT, T, Y), plain(XT, T, Y)) and torch.equal(schedule.beta, there.beta)
+
+
+@pytest.mark.parametrize("w", [0.0, 0.5, 3.0])
+def test_a_network_that_has_learned_without_labels_is_led_away_from_itself_without(tmp_path, w):
+    model, (denoiser, schedule) = saved("patch_unet", tmp_path).eval(), load_guided(tmp_path, w)
+    alpha_bar = (1 - schedule.beta).cumprod(0)[T].reshape(4, 1, 1, 1)
+    v = model(XT, T) + w * (model(XT, T, Y) - model(XT, T))
+    expected = (1 - alpha_bar).sqrt() * XT + alpha_bar.sqrt() * v
+    assert_close(denoiser(XT, T, Y), expected.float(), rtol=1e-4, atol=1e-4)
+    assert (model(XT, T, Y) - model(XT, T)).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("guide", ["patch_unet", "transformer"])
+@pytest.mark.parametrize("name", ["patch_unet", "transformer"])
+def test_a_network_is_led_away_from_the_one_that_is_named(tmp_path, name, guide):
+    """Whether either has learned without labels or not, and whether both predict the same or not: here v and x0."""
+    one, other = str(tmp_path / "one"), str(tmp_path / "other")
+    saved(name, tmp_path / "one")
+    saved(guide, tmp_path / "other", seed=1)
+    strong, weak = (load_denoiser(folder)[0](XT, T, Y) for folder in (one, other))
+    denoiser, schedule = load_guided(one, 2.5, guide=other)
+    assert_close(denoiser(XT, T, Y), weak + 2.5 * (strong - weak), rtol=1e-5, atol=1e-5)
+    assert (strong - weak).abs().max() > 0.1 and torch.equal(schedule.beta, schedules.cosine_beta(200))
+
+
+@pytest.mark.parametrize("w", [0, 1, 2])
+def test_a_network_that_never_learned_without_labels_needs_a_guide_and_the_error_names_it(tmp_path, w):
+    saved("transformer", tmp_path)
+    with pytest.raises(ValueError, match=rf"^'{tmp_path}' never learned without labels; name a weaker network"):
+        load_guided(str(tmp_path), w)
+
+
+def test_a_guide_of_another_schedule_is_refused_by_both(tmp_path):
+    one, other = str(tmp_path / "one"), str(tmp_path / "other")
+    saved("patch_unet", tmp_path / "one")
+    for schedule in ({"beta": "cosine_beta", "T": 100}, {"beta": "rescaled_linear_beta", "T": 200}):
+        saved("patch_unet", tmp_path / "other", schedule=schedule)
+        with pytest.raises(ValueError) as error:
+            load_guided(one, 2.0, guide=other)
+        expected = f"expected that of {one!r}, {CARDS['patch_unet']['schedule']}"
+        assert str(error.value) == f"schedule of {other!r} is {schedule}; {expected}"
+
+
+def test_a_guide_that_sees_other_pictures_is_refused_by_both(tmp_path, autoencoder):
+    """In the latent of another autoencoder, or no latents at all."""
+    one, other = str(tmp_path / "one"), str(tmp_path / "other")
+    chain = {"schedule": CARDS["patch_unet"]["schedule"]}
+    another = autoencoder | {"sha256": "0000"}
+    saved("latent_unet", tmp_path / "one", autoencoder=autoencoder, **chain)
+    saved("latent_unet", tmp_path / "other", autoencoder=another, **chain)
+    saved("patch_unet", tmp_path / "images")
+    for name, guide, found, expected in (
+        (one, other, another, autoencoder),
+        (one, str(tmp_path / "images"), None, autoencoder),
+        (str(tmp_path / "images"), one, autoencoder, None),
+    ):
+        with pytest.raises(ValueError) as error:
+            load_guided(name, 2.0, guide=guide)
+        assert str(error.value) == f"autoencoder of {guide!r} is {found}; expected that of {name!r}, {expected}"
+
+
+@pytest.mark.parametrize("guide", ["vae", "classifier", "unet"])
+def test_a_guide_that_is_no_denoiser_or_takes_no_labels_is_refused_by_name(tmp_path, guide):
+    """Before any image is drawn: it could not be asked what the network is asked."""
+    saved("patch_unet", tmp_path / "one")
+    card = CARDS[guide] | {"arguments": TINY.get(guide, {"width": 2})}
+    save_weights(tmp_path / "other" / "weights.safetensors", build(card), card)
+    with pytest.raises(ValueError, match=f"'{tmp_path / 'other'}'"):
+        load_guided(str(tmp_path / "one"), 2.0, guide=str(tmp_path / "other"))
+
+
+def test_the_published_denoiser_of_latents_is_guided_by_one_that_was_trained_for_less():
+    z, t, y = torch.randn(2, 4, 7, 7, generator=generator(1)), torch.tensor([30, 900]), torch.tensor([3, 9])
+    strong, weak = (load_denoiser(name)[0](z, t, y) for name in ("latent_unet", "latent_unet_unit_1"))
+    denoiser, schedule = load_guided("latent_unet", 2.0, guide="latent_unet_unit_1")
+    assert schedule.T == 1000 and (strong - weak).abs().max() > 0.05
+    assert_close(denoiser(z, t, y), 2 * strong - weak, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match=r"^autoencoder of 'latent_unet_unit_5' is "):
+        load_guided("latent_unet", 2.0, guide="latent_unet_unit_5")
+
+
+# Autoencoders, and what all cards have
 
 
 def same_weights(one: nn.Module, other: nn.Module) -> bool:
@@ -575,9 +674,70 @@ def latent_card(autoencoder: dict[str, str]) -> dict:
 def test_the_noise_is_drawn_for_all_steps_of_the_cards_chain(numbered, autoencoder, name):
     card = latent_card(autoencoder) if "autoencoder" in CARDS[name] else full_card(name)
     _, draw, *_ = task(card, *numbered, CPU)
-    t, eps = draw(torch.empty(20_000, 2, 1, 1), generator())
+    t, eps, *_ = draw(torch.empty(20_000, 2, 1, 1), generator())
     assert t.unique().tolist() == list(range(CARDS[name]["schedule"]["T"]))
     assert eps.shape == (20_000, 2, 1, 1) and eps.std().item() == pytest.approx(1, abs=0.05)
+
+
+# A task that drops labels
+
+
+def test_whether_labels_are_dropped_is_drawn_uniformly_and_by_itself():
+    """Mean and variance, and that it has nothing to do with t and eps, at 5 standard errors."""
+    n, schedule = 20_000, schedule_of(CARDS["patch_unet"])
+    t, eps, u = draw_drops(torch.empty(n, 1, 1, 1), generator(), schedule)
+    assert u.shape == t.shape == (n,) and eps.shape == (n, 1, 1, 1) and t.dtype == torch.int64
+    assert 0 <= u.min() and u.max() < 1
+    assert abs(u.double().mean() - 1 / 2) < 5 * math.sqrt(1 / 12 / n)
+    assert abs(u.double().var() - 1 / 12) < 5 * math.sqrt((1 / 80 - 1 / 144) / n)
+    correlation = torch.corrcoef(torch.stack([u.double(), t.double(), eps.flatten().double()])) - torch.eye(3)
+    assert correlation.abs().max() < 5 / math.sqrt(n)
+
+
+def test_the_generator_decides_which_labels_are_dropped_and_no_other():
+    x0, schedule, before = torch.empty(50, 1, 4, 4), schedule_of(CARDS["patch_unet"]), torch.get_rng_state()
+    one, same, other = (draw_drops(x0, generator(seed), schedule) for seed in (0, 0, 1))
+    for a, b, c in zip(one, same, other, strict=True):
+        assert torch.equal(a, b) and not torch.equal(a, c)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_tenth_of_the_labels_is_dropped_in_training_and_none_in_validation(numbered):
+    """Exactly those whose u is below 0.1; their number at 5 standard deviations."""
+    loss, draw, _, validate = task(full_card("patch_unet"), *numbered, CPU)
+    n, model, schedule = 2000, Denoiser(), schedule_of(CARDS["patch_unet"])
+    x0, y = torch.randn(n, 1, 2, 2, generator=generator()), torch.arange(n) % 10
+    t, eps, u = draw(x0, generator())
+    found = loss(model, x0, y, t, eps, u)
+    assert model.y[u < 0.1].tolist() == [10] * (u < 0.1).sum() and torch.equal(model.y[u >= 0.1], y[u >= 0.1])
+    assert abs((model.y == 10).double().mean() - 0.1) < 5 * math.sqrt(0.1 * 0.9 / n)
+    assert torch.equal(y, torch.arange(n) % 10), "the labels themselves stay as they are"
+    assert torch.equal(found, v_loss(Denoiser(), x0, None, t, eps, schedule)) and found.shape == (n,)
+    assert validate(model) == validation_loss(Denoiser(), to_model(numbered[0][500:]), None, schedule, loss_fn=v_loss)
+    assert torch.equal(model.y, numbered[1][500:])
+
+
+def test_the_card_says_what_share_of_the_labels_is_dropped(numbered):
+    n, model = 1000, Denoiser()
+    x0, y, t = torch.zeros(n, 1, 2, 2), torch.arange(n) % 10, torch.zeros(n, dtype=torch.int64)
+    for share in (0.0, 0.25, 1.0):
+        loss, *_ = task(full_card("patch_unet") | {"label_dropout": share}, *numbered, CPU)
+        loss(model, x0, y, t, x0, torch.arange(n) / n)
+        assert torch.equal(model.y[: round(share * n)], torch.full((round(share * n),), 10))
+        assert torch.equal(model.y[round(share * n) :], y[round(share * n) :])
+
+
+@pytest.mark.parametrize("name", [name for name in DENOISERS if name != "patch_unet"])
+def test_where_no_labels_are_dropped_nothing_but_step_and_noise_is_drawn(numbered, autoencoder, name):
+    """The same numbers as ever: a seed still gives the network that it gave."""
+    card = latent_card(autoencoder) if "autoencoder" in CARDS[name] else full_card(name)
+    loss, draw, *_ = task(card, *numbered, CPU)
+    x0, y, model = torch.randn(6, 2, 1, 1, generator=generator(1)), torch.arange(6), Denoiser()
+    t, eps = draw(x0, generator())
+    expected = draw_noise(x0, generator(), schedule_of(CARDS[name]))
+    assert torch.equal(t, expected[0]) and torch.equal(eps, expected[1])
+    loss(model, x0, y, t, eps)
+    assert torch.equal(model.y, y) if CARDS[name]["arguments"]["num_classes"] else model.y is None
 
 
 # The tasks of a VAE, and of a denoiser in its latent

@@ -24,14 +24,16 @@ ALLOWED = {
     "data": {"standin"},
     "diffusion": {"schedules"},
     "models": {"models"},
+    "guidance": {"diffusion", "schedules"},
     "samplers": {"diffusion", "schedules"},
     "checkpoints": {"models"},
     "export": {"checkpoints"},
     "metrics": {"data"},
     "train": {"checkpoints", "data"},
-    "recipes": {"checkpoints", "data", "diffusion", "models", "samplers", "schedules", "train"},
-    "player": {"data", "diffusion", "models", "plots", "samplers", "schedules"},
-    "cli": {"checkpoints", "data", "export", "metrics", "recipes", "samplers"},
+    "recipes": {"checkpoints", "data", "diffusion", "guidance", "models", "samplers", "schedules", "train"},
+    "player": {"data", "diffusion", "guidance", "metrics", "models", "plots", "samplers", "schedules"},
+    "results": {"checkpoints", "data", "plots", "recipes", "samplers", "train"},
+    "cli": {"checkpoints", "data", "export", "metrics", "recipes", "results", "samplers"},
 }
 
 
