@@ -1,9 +1,10 @@
-"""Measure lesson 05's choices: target, loss, unit of the latent and averaging; the number of steps; and the speed.
+"""Measure lesson 05's choices: target, loss, unit of the latent, averaging, number of steps, guidance; and the speed.
 
 uv run python benchmarks/latents.py train NAME     one denoiser, 1500 steps; 5 minutes of a processor core
 uv run python benchmarks/latents.py choices        all of them, into the card of the published network
 uv run python benchmarks/latents.py raw FOLDER     its weights as they are and averaged, into the same card
 uv run python benchmarks/latents.py steps          FD and seconds against steps and eta, into the same card
+uv run python benchmarks/latents.py guidance       led away from a network of 1500 steps, into the same card; an hour
 uv run python benchmarks/latents.py speed          against lesson 03's network, into benchmarks/latents.json
 
 Names: those of `VARIANTS`; those that differ in the unit only are published, in half precision.
@@ -27,10 +28,18 @@ from fmdiff_helpers.checkpoints import PUBLISHED, build, load_pretrained, read_c
 from fmdiff_helpers.data import describe_data, load_fashion_mnist, to_uint8
 from fmdiff_helpers.diffusion import add_noise
 from fmdiff_helpers.metrics import Judge, accuracy, features, mean_and_spread
-from fmdiff_helpers.recipes import CARDS, describe_autoencoder, load_autoencoder, load_denoiser, schedule_of, task
+from fmdiff_helpers.recipes import (
+    CARDS,
+    describe_autoencoder,
+    load_autoencoder,
+    load_denoiser,
+    load_guided,
+    schedule_of,
+    task,
+)
 from fmdiff_helpers.samplers import generate, in_batches, noise_from_v, sample_ddim
 from fmdiff_helpers.schedules import Schedule
-from fmdiff_helpers.train import train
+from fmdiff_helpers.train import load_checkpoint, train
 
 STEPS, N, SEEDS, ROUNDS = 1500, 1000, 3, 2
 CARD = PUBLISHED / "latent_unet.json"
@@ -168,10 +177,9 @@ def measure_choices() -> None:
 
 def measure_raw(folder: str, judge: Judge, table: str) -> None:
     """Measure the last weights of a training, averaged and as they are."""
-    model, state = build(read_card(folder)), torch.load(f"{folder}/checkpoint.pt", weights_only=True)
-    averaged = {k.removeprefix("module."): v for k, v in state["ema"].items() if k != "n_averaged"}
-    for name, weights in (("averaged", averaged), ("raw", state["model"])):
-        model.load_state_dict(weights)
+    averaged, raw = load_checkpoint(folder)[0], load_checkpoint(folder)[0]
+    raw.load_state_dict(torch.load(f"{folder}/checkpoint.pt", weights_only=True)["model"])
+    for name, model in {"averaged": averaged, "raw": raw}.items():
         found = {name: measure(judge, folder, model=model)}
         print(name, found[name], flush=True)
         publish(table, found)
@@ -185,6 +193,20 @@ def measure_steps() -> None:
             found = {f"{num_steps} steps, eta {eta:g}": measure(judge, "latent_unet", eta, num_steps)}
             print(found, flush=True)
             publish("steps", found)
+
+
+def measure_guidance() -> None:
+    """Measure the published network led away from one that was trained for a tenth of the time."""
+    judge, vae = new_judge(), load_autoencoder(read_card("latent_unet"))
+    rows = [(w, 50, N) for w in (1.0, 1.5, 2.0, 2.5, 3.0)] + [(2.0, 50, 10 * N), (2.0, 20, 10 * N)]
+    for w, num_steps, n in rows:
+        model, schedule = load_guided("latent_unet", w, "latent_unet_unit_1")
+        y, options = torch.arange(n) % 10, {"num_steps": num_steps, "vae": vae}
+        measured = [quality(judge, generate(model, schedule, n, seed, y=y, **options), y) for seed in range(SEEDS)]
+        found = {f"w {w:g}, {num_steps} steps, {n} images": mean_and_spread(measured)}
+        print(found, flush=True)
+        publish("guidance", found, guide="latent_unet_unit_1")
+    publish("guidance", {f"ceiling, {10 * N} images": mean_and_spread(judge.ceiling(10 * N, vae))})
 
 
 def measure_speed() -> None:
@@ -219,7 +241,7 @@ def measure_speed() -> None:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(os.cpu_count())
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count())))
     match sys.argv[1:]:
         case ["train", name] if name in VARIANTS:
             train_variant(name)
@@ -229,6 +251,8 @@ if __name__ == "__main__":
             measure_raw(folder, new_judge(), "averaging")
         case ["steps"]:
             measure_steps()
+        case ["guidance"]:
+            measure_guidance()
         case ["speed"]:
             measure_speed()
         case _:
