@@ -545,7 +545,7 @@ class GuidanceExplorer(Explorer):
         model = guided(self.model, w)
         x0 = sample_ddim(model, x, self.schedule, generator, num_steps, self.y, watch=self.steps.append)
         right = int((self.classifier(x0).argmax(1) == self.y).sum())
-        real = to_model(self.images[self.labels == self.y[0]])
+        real = to_model(self.images[self.labels == CLASS_NAMES.index(label)])
         spreads = (spread_within(each, each.new_zeros(len(each))) for each in (x0, real))
         self.about = "{} of 12 look like their kind   spread {:.2f}, of real ones {:.2f}".format(right, *spreads)
         return num_steps

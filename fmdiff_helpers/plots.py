@@ -111,7 +111,7 @@ def loss_curves(history: list[dict]) -> Figure:
     """Draw the training loss of a history, as `train` reports it, and the validation loss where there is one."""
     steps = [point["step"] for point in history]
     validation = [point["validation"]["loss"] if "validation" in point else np.nan for point in history]
-    lines = {"training": [point["loss"] for point in history], "validation": validation}
+    lines = {"training": [point.get("loss", np.nan) for point in history], "validation": validation}
     return curves(steps, lines, xlabel="step", ylabel="loss", marker=".", yscale="log")
 
 

@@ -232,6 +232,11 @@ def test_a_validation_loss_between_points_without_one_is_seen():
     assert (np.abs(near - 255 * np.array(to_rgb(COLORS[1]))).max(axis=-1) < 20).any()
 
 
+def test_loss_curves_of_a_training_stopped_before_its_first_point_show_its_validation():
+    (axis,) = loss_curves([{"step": 0, "validation": {"loss": 0.5}}]).axes
+    assert [line.get_ydata()[0] for line in axis.lines][1] == 0.5
+
+
 @pytest.mark.parametrize("length", [1, 2, 3])
 def test_loss_curves_are_drawn_from_the_first_point_on(length):
     """Also before the first validation, when there is none to draw."""
