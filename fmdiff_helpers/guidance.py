@@ -58,11 +58,11 @@ def guided(
 
 
 def steered(model: Callable, schedule: Schedule, attribute: Callable, target: float, strength: float) -> Callable:
-    """Return a denoiser that is led to images whose `attribute` (B,) -> (B,) is `target`, without any training.
+    """Return a denoiser that is led to images whose `attribute` is `target`, without any training.
 
-    `model` predicts the noise. The gradient of the squared error that the predicted x0 still has is added to it,
-    `strength` times: strength is how many nats an error of 1 costs. (Dhariwal & Nichol 2021, algorithm 2, with the
-    likelihood of Chung et al. 2023, eq. 10) Built in lesson 06.
+    `attribute` measures images (B, 1, H, W) in [-1, 1], one number for each, and has a gradient; `model` predicts the
+    noise. To that the gradient of the squared error of the predicted x0 is added; an error of 1 costs `strength` nats.
+    (Dhariwal & Nichol 2021, algorithm 2, with the likelihood of Chung et al. 2023, eq. 10) Built in lesson 06.
     """
 
     @torch.enable_grad()
