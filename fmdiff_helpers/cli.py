@@ -313,6 +313,8 @@ def evaluate(
     with plain_errors():
         card = read_card(name)
         if not card.keys() & {"schedule", "beta"}:
+            if (steps, guidance, guide) != (None, None, None):
+                raise ValueError(f"{name!r} draws nothing; leave --steps, --guidance and --guide out")
             found = accuracy(load_pretrained(name), *load_fashion_mnist("test"))
             typer.echo(
                 json.dumps({"test_accuracy": found}) if as_json else f"{name}: {found:.2%} of the test images right"

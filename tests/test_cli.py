@@ -818,6 +818,11 @@ def test_evaluate_takes_all_steps_unless_told_otherwise(tiny, garments):
     assert [spread for _, spread in all_steps["measures"].values()] == [0] * 5
 
 
+@pytest.mark.parametrize("option", [["--steps", "5"], ["--guidance", "2"], ["--guidance", "2", "--guide", "labelled"]])
+def test_evaluate_refuses_what_is_said_of_samples_for_a_classifier(tiny, option):
+    check_refused(tiny, ["evaluate", "classifier", "-n", "200", *option], "'classifier' draws nothing")
+
+
 def test_evaluate_says_how_many_test_images_a_classifier_gets_right(tiny, garments):
     images, labels = garments["test"]
     model = checkpoints.load_pretrained("classifier")
