@@ -107,6 +107,12 @@ def check_at_least(option: str, value: float | None, least: float) -> None:
         raise fail(f"{option} is {value:g}; expected at least {least:g}", 2)
 
 
+def check_steps(num_steps: int | None, name: str, T: int) -> None:
+    """Fail unless a network that was trained with T steps can draw in so many."""
+    if num_steps is not None and not 1 <= num_steps <= T:
+        raise fail(f"--steps is {num_steps}; expected 1 to {T}, the steps that {name!r} was trained with", 2)
+
+
 def check_place(out: Path, folder: bool) -> None:
     """Fail, before hours of work, where no file, or no folder, can be written."""
     found = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
@@ -156,12 +162,11 @@ def load_trained(name: str, num_steps: int | None, guidance: float | None = None
             vae = load_pretrained(name, device)
             return lambda n, seed, y=None, watch=None: sample_prior(vae, n, seed), None, False
         if "schedule" not in card:
-            raise ValueError(f"{name!r} is a {card['network'].split('.')[1]}, not a denoiser: nothing to sample from")
+            raise ValueError(f"{name!r} ({card['network'].split('.')[1]}) is not a denoiser: nothing to sample from")
         loaded = load_denoiser(name, device) if guidance is None else load_guided(name, guidance, guide, device)
         model, schedule = loaded
         vae = load_autoencoder(card, device) if "autoencoder" in card else None
-    if num_steps is not None and not 1 <= num_steps <= schedule.T:
-        raise fail(f"--steps is {num_steps}; expected 1 to {schedule.T}, the steps that {name!r} was trained with", 2)
+    check_steps(num_steps, name, schedule.T)
 
     def draw(n: int, seed: int, y=None, watch: Callable | None = None):
         show = (lambda step: watch(vae.from_latent(step.xt) if vae else step.xt)) if watch else None
@@ -197,14 +202,20 @@ NumSteps = Annotated[int | None, typer.Option("--steps", help="DDIM with so many
 @app.command()
 def train(
     name: Annotated[
-        str, typer.Argument(help="The network: unet, transformer, vae, latent_unet, patch_unet or classifier.")
+        str,
+        typer.Argument(
+            help="The network: unet, transformer, vae, latent_unet, patch_unet, attention_autoencoder, vector_denoiser "
+            "or classifier."
+        ),
     ],
     out: Annotated[Path | None, typer.Option(help="The folder to write to; runs/NAME if left out.")] = None,
     profile: Annotated[str, typer.Option(help="How long: smoke (under a minute), quick or full.")] = "full",
     epochs: Annotated[float | None, typer.Option(help="Passes over the data, in place of a profile.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images a step, of all processes together.")] = 128,
     seed: Annotated[int, typer.Option(min=0, max=2**32, help="Another seed gives another network.")] = 0,
-    vae: Annotated[str | None, typer.Option(help="For latent_unet: a published VAE, or a folder; else vae.")] = None,
+    autoencoder: Annotated[
+        str | None, typer.Option(help="For a denoiser of latents: a published autoencoder, or a folder.")
+    ] = None,
     pictures: Annotated[bool, typer.Option("--pictures", help="Draw garments after each epoch, into --out.")] = False,
 ) -> None:
     """Train a network by its recipe; stopped or killed, the same command goes on where it was."""
@@ -216,8 +227,8 @@ def train(
     check_choice("--profile", profile, list(PROFILES[name]))
     check_at_least("--epochs", epochs, 0.01)
     check_at_least("--batch-size", batch_size, 1)
-    if vae is not None and "autoencoder" not in CARDS[name]:
-        raise fail(f"--vae is {vae!r}, but {name} sees images, not latents; leave --vae out", 2)
+    if autoencoder is not None and "autoencoder" not in CARDS[name]:
+        raise fail(f"--autoencoder is {autoencoder!r}, but {name} sees images, not latents; leave it out", 2)
     changes = {"batch_size": batch_size, "seed": seed} | PROFILES[name][profile]
     if epochs is not None:
         changes["steps"] = max(1, round(epochs * 58_000 / batch_size))
@@ -231,11 +242,12 @@ def train(
         changes = {"every": max(1, 58_000 // batch_size)} | changes  # an epoch
         options = {"report": Results(folder)} if PartialState().is_main_process else {}
     with plain_errors():
-        _, history = train_network(name, folder, autoencoder=vae, **options, **changes)
+        _, history = train_network(name, folder, autoencoder=autoencoder, **options, **changes)
     if history[-1]["step"] < changes["steps"]:
         raise typer.Exit(130)  # interrupted, as a shell says it
     typer.echo(f"{folder}: validation loss {history[-1]['validation']['loss']:.4f} after {changes['steps']} steps.")
-    typer.echo(f"Next: fmdiff evaluate {folder}" + ("" if name == "classifier" else f", or fmdiff sample {folder}"))
+    draws = CARDS[name].keys() & {"schedule", "beta"}
+    typer.echo(f"Next: fmdiff evaluate {folder}" + (f", or fmdiff sample {folder}" if draws else ""))
 
 
 @app.command()
@@ -284,6 +296,58 @@ def sample(
     typer.echo(f"{n} images in {out}")
 
 
+@app.command("show")
+def show_latent(
+    what: Annotated[str, typer.Argument(help="One of reconstructions, latents, path and loop.")],
+    name: Network,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="WHAT.png if left out, loop.gif for a loop.")] = None,
+    label: Annotated[str, typer.Option(help="For path and loop: a garment, as Dress or 3.")] = "Dress",
+    seed: Annotated[int, typer.Option(min=0, max=2**32, help="For path and loop: which chain.")] = 0,
+    steps: Annotated[int, typer.Option(help="For path and loop: steps of DDIM.")] = 50,
+    tsne: Annotated[bool, typer.Option("--tsne", help="For latents: neighbours together, in place of PCA.")] = False,
+) -> None:
+    """Draw what happens in a latent: of an autoencoder, or of the denoiser that draws there.
+
+    reconstructions: garments, what the autoencoder makes of them, and the difference. latents: where it puts the test
+    images. path: one chain from noise, and its way among them. loop: a garment to noise and back, a .gif or .webp.
+    """
+    from accelerate import PartialState
+
+    from fmdiff_helpers.checkpoints import load_pretrained, read_card
+    from fmdiff_helpers.data import load_fashion_mnist, to_uint8
+    from fmdiff_helpers.export import save_animation, save_figures
+    from fmdiff_helpers.paths import chain_figures, draw_chain, latent_map, reconstructions, there_and_back
+    from fmdiff_helpers.recipes import encodes, load_autoencoder, load_denoiser
+
+    check_choice("what to show", what, ["reconstructions", "latents", "path", "loop"])
+    out = out or Path("loop.gif" if what == "loop" else f"{what}.png")
+    check_choice("the ending of --out", out.suffix, [".gif", ".webp"] if what == "loop" else [".png"])
+    check_place(out, folder=False)
+    y, device = choose_labels(label, 5, takes_labels=True), PartialState().device
+    with plain_errors():
+        card = read_card(name)
+        draws = "autoencoder" in card
+        if not draws and (what in ("path", "loop") or not encodes(card)):
+            known = "a denoiser of latents" + ("" if what in ("path", "loop") else ", or an autoencoder")
+            raise ValueError(f"{name!r} ({card['network'].split('.')[1]}) has no {what} to show; name {known}")
+        autoencoder = load_autoencoder(card, device) if draws else load_pretrained(name, device)
+        images, labels = (part[:2000] for part in load_fashion_mnist("test", device))
+        if what == "reconstructions":
+            save_figures(out, reconstructions(autoencoder, images[:10]))
+        elif what == "latents":
+            save_figures(out, latent_map(autoencoder, images, labels, "tsne" if tsne else "pca"))
+        else:
+            model, schedule = load_denoiser(name, device)
+            check_steps(steps, name, schedule.T)
+            path, times = draw_chain(model, schedule, autoencoder, y, seed, steps)
+            if what == "path":
+                save_figures(out, *chain_figures(autoencoder, path[:, 0], times, images, labels))
+            else:
+                frames = there_and_back(path, times, schedule)
+                save_animation(out, [to_uint8(autoencoder.from_latent(z)) for z in frames], columns=5)
+    typer.echo(f"{what} of {name} in {out}")
+
+
 @app.command()
 def evaluate(
     name: Network,
@@ -296,7 +360,7 @@ def evaluate(
 ) -> None:
     """Measure samples against the test images, beside as many real ones; or a classifier's accuracy on them.
 
-    For a VAE, and for a denoiser in its latent, also what it makes of real images: no such sample can be better.
+    For an autoencoder, and a denoiser of its latents, also what it makes of real images: no such sample can be better.
     """
     import json
 
@@ -305,30 +369,34 @@ def evaluate(
     from fmdiff_helpers.checkpoints import load_pretrained, read_card
     from fmdiff_helpers.data import load_fashion_mnist, to_uint8
     from fmdiff_helpers.metrics import Judge, accuracy, mean_and_spread
-    from fmdiff_helpers.recipes import load_autoencoder
+    from fmdiff_helpers.recipes import encodes, load_autoencoder
 
     check_at_least("-n", n, 200)
     check_at_least("--seeds", seeds, 1)
     check_at_least("--guidance", guidance, 0)
     with plain_errors():
         card = read_card(name)
-        if not card.keys() & {"schedule", "beta"}:
-            if (steps, guidance, guide) != (None, None, None):
-                raise ValueError(f"{name!r} draws nothing; leave --steps, --guidance and --guide out")
+        draws = bool(card.keys() & {"schedule", "beta"})
+        if not draws and (steps, guidance, guide) != (None, None, None):
+            raise ValueError(f"{name!r} draws nothing; leave --steps, --guidance and --guide out")
+        if not (draws or encodes(card)):
             found = accuracy(load_pretrained(name), *load_fashion_mnist("test"))
             typer.echo(
                 json.dumps({"test_accuracy": found}) if as_json else f"{name}: {found:.2%} of the test images right"
             )
             return
-        draw, num_steps, takes_labels = load_trained(name, steps, guidance, guide)
+        loaded = load_trained(name, steps, guidance, guide) if draws else (None, None, False)
+        draw, num_steps, takes_labels = loaded
         device, y = PartialState().device, choose_labels(None, n, takes_labels)
-        vae = load_pretrained(name, device) if "beta" in card else None
+        vae = load_pretrained(name, device) if encodes(card) else None
         vae = load_autoencoder(card, device) if "autoencoder" in card else vae
         classifier = load_pretrained("classifier", device)
         images = {split: load_fashion_mnist(split, device)[0] for split in ("train", "test")}
     judge = Judge(classifier, images["train"], images["test"])
-    measured = [judge.measure(to_uint8(draw(n, seed, y)), y) for seed in range(seeds)]
-    columns = {"measures": mean_and_spread(measured), "floor": mean_and_spread(judge.floor(n))}
+    columns = {"floor": mean_and_spread(judge.floor(n))}
+    if draw:
+        measured = [judge.measure(to_uint8(draw(n, seed, y)), y) for seed in range(seeds)]
+        columns = {"measures": mean_and_spread(measured)} | columns
     if vae:
         columns["ceiling"] = mean_and_spread(judge.ceiling(n, vae))
     if as_json:

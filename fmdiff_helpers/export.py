@@ -1,7 +1,9 @@
 """Samples as files: a picture, an animation of how they came about, or plain arrays."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -10,6 +12,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from fmdiff_helpers.checkpoints import write_atomically
+
+if TYPE_CHECKING:  # samples need no matplotlib
+    from matplotlib.figure import Figure
 
 KINDS = (".png", ".gif", ".webp", ".npz")
 
@@ -58,6 +63,19 @@ def save_images(
             np.savez_compressed(opened, **arrays)
 
     write_atomically(path, write)
+
+
+def save_figures(path: Path, *figures: "Figure") -> None:
+    """Write matplotlib figures as one .png, each under the one before."""
+    pictures = []
+    for figure in figures:
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", bbox_inches="tight")
+        pictures.append(Image.open(buffer).convert("RGB"))
+    whole = Image.new("RGB", (max(p.width for p in pictures), sum(p.height for p in pictures)), "white")
+    for k, picture in enumerate(pictures):
+        whole.paste(picture, (0, sum(above.height for above in pictures[:k])))
+    write_atomically(path, lambda file: whole.save(file, format="png"))
 
 
 def save_animation(path: Path, frames: Sequence[Tensor], milliseconds: int = 80, columns: int | None = None) -> None:

@@ -26,6 +26,7 @@ from fmdiff_helpers.diffusion import add_noise, x0_from_eps
 from fmdiff_helpers.guidance import guided
 from fmdiff_helpers.metrics import spread_within
 from fmdiff_helpers.models.vae import kl_divergence
+from fmdiff_helpers.paths import encode, principal_axes, record_chain
 from fmdiff_helpers.plots import as_frame, class_clouds, histogram_frame, label_frame, loss_curves, tile
 from fmdiff_helpers.samplers import sample_ddim, sample_ddpm
 from fmdiff_helpers.schedules import (
@@ -613,8 +614,7 @@ class LatentWalk(Explorer):
     def __init__(self, vae: nn.Module, images: Tensor, labels: Tensor, start: str = "Trouser", end: str = "Coat"):
         self.vae, self.images, self.labels = vae, images, labels
         self.z = torch.cat([vae.encode(to_model(part))[0] for part in images.split(500)])
-        self.middle = self.z.flatten(1).mean(0)
-        self.axes = torch.linalg.eigh(torch.cov(self.z.flatten(1).T)).eigenvectors[:, -2:].flip(1)
+        self.middle, self.axes = principal_axes(self.z)
         figure = class_clouds(self.place(self.z), labels, CLASS_NAMES, size=self.height / 75)
         figure.set_dpi(75)
         self.map, self.pixels = as_frame(figure, self.place(self.z))
@@ -660,6 +660,86 @@ class LatentWalk(Explorer):
         drawing.ellipse([here[0] - 5, here[1] - 5, here[0] + 5, here[1] + 5], fill="black")
         panels["where that is"] = np.array(picture)
         return panels, f"{t:3d} % of the way from {self.names[0]} to {self.names[1]}"
+
+
+class PathExplorer(Explorer):
+    """Explore a chain through a latent: choose a kind, a seed, steps and eta, and slide along its path on a map.
+
+    `model`, `schedule` and `autoencoder` are on one device; `images` uint8 (N, 1, 28, 28) and `labels` (N,) are the
+    garments that the map shows, by two principal components of their standardised latents.
+    """
+
+    height = 336
+
+    def __init__(
+        self,
+        model: Callable,
+        schedule: Schedule,
+        autoencoder: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        label: str = "Dress",
+        seed: int = 0,
+    ):
+        self.model, self.schedule, self.autoencoder = model, schedule, autoencoder
+        z = encode(autoencoder, images)
+        self.middle, self.axes = principal_axes(z)
+        figure = class_clouds(self.place(z), labels, CLASS_NAMES, size=self.height / 75)
+        figure.set_dpi(75)
+        self.map, (self.origin, unit) = as_frame(figure, torch.tensor([[0.0, 0.0], [1.0, 1.0]]))
+        self.unit = unit - self.origin
+        controls = {
+            "label": widgets.Dropdown(options=CLASS_NAMES, value=label, description="kind"),
+            "seed": widgets.BoundedIntText(value=seed, min=0, max=9999, description="seed"),
+            "num_steps": widgets.Dropdown(options=(10, 20, 50, 200), value=50, description="steps"),
+            "eta": widgets.Dropdown(options=(0.0, 0.5, 1.0), description="eta"),
+        }
+        for control in controls.values():
+            control.layout.width = "200px"
+        super().__init__(controls)
+        self.slider.description = "steps taken"
+        self.slider.value = self.slider.max // 2
+
+    def filmstrip(self, num_frames: int = 11) -> Filmstrip:
+        """Return a Filmstrip as other explorers do, of fewer frames: a map is 15 kB each time."""
+        return super().filmstrip(num_frames)
+
+    def place(self, z: Tensor) -> Tensor:
+        """Return where latents (N, ...) lie on the map, (N, 2)."""
+        return (z.flatten(1) - self.middle) @ self.axes
+
+    def prepare(self) -> int:
+        """Walk one chain of the kind; the last state is the sample."""
+        label, seed, num_steps, eta = (control.value for control in self.controls.values())
+        device = self.schedule.beta.device
+        generator = torch.Generator(device).manual_seed(seed)
+        x = torch.randn((1, *self.autoencoder.latent_shape), generator=generator, device=device)
+        y = torch.tensor([CLASS_NAMES.index(label)], device=device)
+        path, self.times = record_chain(self.model, x, self.schedule, generator, num_steps, y, eta)
+        self.path, self.y = path[:, 0], y
+        self.pixels = self.place(self.path).cpu().numpy() * self.unit + self.origin
+        return num_steps + 1
+
+    def draw(self, t: int) -> tuple[dict[str, np.ndarray], str]:
+        """Return the decoded state, what the network takes for the clean one, and the way so far on the map."""
+        z = self.path[t][None]
+        if t == len(self.times):
+            z0_hat, about = z, "the sample"
+        else:
+            step = torch.tensor([self.times[t]], device=z.device)
+            z0_hat = x0_from_eps(z, step, self.model(z, step, self.y), self.schedule)
+            about = f"t = {self.times[t]:4d}   SNR {self.schedule.log_snr_db[self.times[t]].item():6.1f} dB"
+        pictures = {"the state, decoded": z, "its x0_hat, decoded": z0_hat}
+        panels = {title: to_uint8(self.autoencoder.from_latent(z))[0, 0].cpu().numpy() for title, z in pictures.items()}
+        picture = Image.fromarray(self.map)
+        drawing = ImageDraw.Draw(picture)
+        drawing.line([tuple(point) for point in self.pixels[: t + 1]], fill="black", width=2)
+        (x, y), (x_hat, y_hat) = self.pixels[t], self.place(z0_hat)[0].cpu().numpy() * self.unit + self.origin
+        drawing.ellipse([x_hat - 6, y_hat - 6, x_hat + 6, y_hat + 6], outline="black", width=2)
+        drawing.ellipse([x - 5, y - 5, x + 5, y + 5], fill="black")
+        panels["the way (ring: x0_hat)"] = np.array(picture)
+        moved = (self.path[t] - self.path[0]).norm().item()
+        return panels, f"{about}   {moved:5.2f} from where it began"
 
 
 class LiveLoss:

@@ -58,6 +58,19 @@ CARDS = {
         "label_dropout": 0.1,
         "recipe": {"lr": 2e-3, "floor": 0.1},
     },
+    "attention_autoencoder": {
+        "network": "attention_autoencoder.AttentionAutoencoder",
+        "arguments": {"width": 16, "places": False},
+        "recipe": {"lr": 2e-3},
+    },
+    "vector_denoiser": {
+        "network": "transformer.Transformer",
+        "arguments": {"image_size": 8, "patch": 2, "dim": 128, "depth": 4, "num_classes": 10, "attention": "softmax"},
+        "autoencoder": "attention_autoencoder",
+        "schedule": {"beta": "cosine_beta", "T": 1000},
+        "target": "v",
+        "recipe": {"lr": 1e-3, "floor": 0.1},
+    },
     "classifier": {
         "network": "classifier.Classifier",
         "arguments": {"width": 32, "num_classes": 10},
@@ -70,8 +83,15 @@ PROFILES = {
     "vae": {"smoke": {"steps": 60, "every": 20}, "quick": {"steps": 1000}, "full": {"steps": 3000}},
     "latent_unet": {"smoke": {"steps": 60, "every": 20}, "quick": {"steps": 7000}, "full": {"steps": 16000}},
     "patch_unet": {"smoke": {"steps": 60, "every": 20}, "quick": {"steps": 3000}, "full": {"steps": 8000}},
+    "attention_autoencoder": {"smoke": {"steps": 60, "every": 20}, "quick": {"steps": 1000}, "full": {"steps": 3000}},
+    "vector_denoiser": {"smoke": {"steps": 60, "every": 20}, "quick": {"steps": 3000}, "full": {"steps": 8000}},
     "classifier": {"smoke": {"steps": 60, "every": 20}, "quick": {"steps": 1000}, "full": {"steps": 6000}},
 }
+
+
+def encodes(card: dict) -> bool:
+    """Tell whether a card's network is an autoencoder."""
+    return card["network"] in (CARDS["vae"]["network"], CARDS["attention_autoencoder"]["network"])
 
 
 def schedule_of(card: dict) -> schedules.Schedule:
@@ -224,6 +244,31 @@ def vae_validation(model: nn.Module, x0: Tensor, beta: float) -> dict[str, float
     }
 
 
+def draw_nothing(x0: Tensor, generator: torch.Generator) -> tuple:
+    """Draw no random numbers: an autoencoder without noise needs none."""
+    return ()
+
+
+def reconstruction_loss(model: Callable, x0: Tensor, y: Tensor) -> Tensor:
+    """Return the squared error of each image that has been through an autoencoder, mean over pixels, (B,)."""
+    return (model(x0) - x0).square().flatten(1).mean(dim=1)
+
+
+@torch.no_grad()
+def reconstruction_validation(model: nn.Module, x0: Tensor) -> dict[str, float]:
+    """Return the loss; on these images it also measures `shift` and `scale`, as `vae_validation` does."""
+    z = model.encode(x0)
+    model.shift.copy_(z.mean(dim=0))
+    model.scale.copy_(z.std(dim=0))
+    return {"loss": (model.decode(z) - x0).square().mean().item()}
+
+
+def latent_shape(card: dict) -> tuple[int, ...]:
+    """Return the shape of the latents of a card's autoencoder, without their batch."""
+    with torch.device("meta"):  # built for its shape alone: no weights, no random numbers
+        return build(card).latent_shape
+
+
 def task(
     card: dict, images: Tensor, labels: Tensor, device: torch.device
 ) -> tuple[Callable, Callable, tuple, Callable]:
@@ -237,9 +282,10 @@ def task(
     x0 = x0 if x0.is_floating_point() else to_model(x0)
     if "beta" in card:
         loss = AnnealedLoss(card["beta"], max(1, card["recipe"]["steps"] // 3)).to(device)
-        with torch.device("meta"):  # built for its shape alone: no weights, no random numbers
-            draw = partial(draw_places, shape=build(card).latent_shape)
+        draw = partial(draw_places, shape=latent_shape(card))
         return loss, draw, data, partial(vae_validation, x0=x0, beta=card["beta"])
+    if encodes(card):
+        return reconstruction_loss, draw_nothing, data, partial(reconstruction_validation, x0=x0)
     if "schedule" not in card:
         return classifier_loss, draw_shifts, data, partial(classifier_validation, x0=x0, y=y)
     schedule = schedule_of(card).to(device)
@@ -261,12 +307,13 @@ def run_folder(name: str, epochs: float) -> Path:
     return Path("runs") / f"{name}_{epochs}_epochs{'' if is_there(raw_folder()) else '_standin'}"
 
 
-def describe_autoencoder(name: str, channels: int) -> dict[str, str]:
-    """Return what a denoiser's card says of its VAE; ValueError unless its latent has so many channels."""
+def describe_autoencoder(name: str, shape: tuple[int, ...]) -> dict[str, str]:
+    """Return what a denoiser's card says of its autoencoder; ValueError unless its latents have this shape."""
     found = read_card(name)
-    if "beta" not in found or found["arguments"]["channels"] != channels:
-        kind, of = found["network"].split(".")[0], found["arguments"].get("channels", "no")
-        raise ValueError(f"{name!r} is a {kind} with {of} channels; expected a vae with {channels}")
+    if not encodes(found):
+        raise ValueError(f"{name!r} is a {found['network'].split('.')[1]}; expected an autoencoder")
+    if latent_shape(found) != shape:
+        raise ValueError(f"latents of {name!r} are {latent_shape(found)}; expected {shape}, as the denoiser has them")
     return {"name": name, "sha256": found["sha256"]}
 
 
@@ -285,9 +332,8 @@ def train_network(
     images, labels = load_fashion_mnist("train")
     card = CARDS[name] | {"recipe": CARDS[name]["recipe"] | PROFILES[name]["full"] | changes, "data": describe_data()}
     if "autoencoder" in card:
-        card["autoencoder"] = describe_autoencoder(
-            str(autoencoder or card["autoencoder"]), card["arguments"]["channels"]
-        )
+        shape = latent_shape(CARDS[card["autoencoder"]])
+        card["autoencoder"] = describe_autoencoder(str(autoencoder or card["autoencoder"]), shape)
     with torch.random.fork_rng(devices=[]):  # the same weights to start from; the caller's random numbers stay
         torch.default_generator.manual_seed(card["recipe"].get("seed", 0))
         model = build(card)

@@ -6,19 +6,15 @@ import torch
 from accelerate import PartialState
 from matplotlib.figure import Figure
 
-from fmdiff_helpers.checkpoints import save_weights, write_atomically
+from fmdiff_helpers.checkpoints import save_weights
 from fmdiff_helpers.data import CLASS_NAMES
+from fmdiff_helpers.export import save_figures
 from fmdiff_helpers.plots import image_grid, loss_curves
 from fmdiff_helpers.recipes import as_denoiser, load_autoencoder
 from fmdiff_helpers.samplers import generate
 from fmdiff_helpers.train import load_checkpoint
 
 VARIATIONS = 5
-
-
-def save_figure(path: Path, figure: Figure) -> None:
-    """Write a figure as a .png."""
-    write_atomically(path, lambda file: figure.savefig(file, format="png", bbox_inches="tight"))
 
 
 class Results:
@@ -39,9 +35,9 @@ class Results:
             return
         model, card = load_checkpoint(self.folder)
         place = self.folder / f"step_{history[-1]['step']:06d}"
-        save_figure(self.folder / "loss.png", loss_curves(history))
+        save_figures(self.folder / "loss.png", loss_curves(history))
         for name, figure in self.draw(model.to(PartialState().device), card).items():
-            save_figure(place / f"{name}.png", figure)
+            save_figures(place / f"{name}.png", figure)
         if sum("validation" in point for point in history) % self.keep_every == 0:
             save_weights(place / "weights.safetensors", model, card)
 
@@ -59,7 +55,7 @@ class Results:
             return generate(denoiser, schedule, len(y), 0, self.num_steps, told, vae=vae, **options)
 
         last = sample(kinds, watch=chain.append)
-        shown = chain[:: max(1, len(chain) // 8)]
+        shown = chain[:: max(1, len(chain) // 6)]
         columns = [*(vae.from_latent(step.xt) if vae else step.xt for step in shown), last]
         generation = torch.stack(columns, dim=1).flatten(0, 1)
         samples = sample(kinds.repeat_interleave(VARIATIONS))

@@ -17,7 +17,7 @@ from accelerate import PartialState
 from PIL import Image
 from typer.testing import CliRunner
 
-from fmdiff_helpers import checkpoints, cli, data, export, metrics, recipes, samplers
+from fmdiff_helpers import checkpoints, cli, data, export, metrics, paths, recipes, samplers
 from fmdiff_helpers.standin import draw_garments
 
 LESSONS = ["01_forward_noising", "02_transformer_denoiser", "03_unet_ddpm", "10_last"]
@@ -309,12 +309,13 @@ def test_a_browser_needs_a_screen_on_linux(monkeypatch, platform, get, display, 
     assert cli.has_browser() == expected
 
 
-# fmdiff train, sample and evaluate: what they share
+# fmdiff train, sample, show and evaluate: what they share
 
 
-def test_help_lists_training_sampling_and_measuring():
+def test_help_lists_training_sampling_showing_and_measuring():
     help = " ".join(fmdiff("--help").output.split())
-    for name, purpose in {"train": "Train a network", "sample": "Draw samples", "evaluate": "Measure samples"}.items():
+    purposes = {"train": "Train a network", "sample": "Draw samples", "evaluate": "Measure samples"}
+    for name, purpose in (purposes | {"show": "Draw what happens in a latent"}).items():
         assert f"{name} " in help and purpose in help
 
 
@@ -326,7 +327,7 @@ def write_network(path: Path, card: dict) -> None:
         for parameter in model.parameters():  # untrained denoisers say "no noise" or "grey" to everything
             if not parameter.any():
                 torch.nn.init.normal_(parameter, std=0.2)
-    if "beta" in card:
+    if hasattr(model, "latent_shape"):
         model.shift.fill_(0.25)
         model.scale.fill_(0.5)
     checkpoints.save_weights(path, model, card)
@@ -369,6 +370,18 @@ def latents(tiny) -> Path:
     about = {"target": "v", "autoencoder": {"name": "my_vae", "sha256": checkpoints.read_card("my_vae")["sha256"]}}
     write_network(tiny / "my_unet" / "weights.safetensors", {"network": "unet.UNet", "arguments": unet} | about | CHAIN)
     return tiny
+
+
+@pytest.fixture
+def vectors(latents) -> Path:
+    """The working folder with two more: "my_autoencoder", one without noise, and "my_denoiser" in its latent."""
+    network = {"network": "attention_autoencoder.AttentionAutoencoder", "arguments": {"width": 8}, "recipe": {}}
+    write_network(latents / "my_autoencoder" / "weights.safetensors", network)
+    arguments = {"image_size": 8, "patch": 4, "dim": 16, "depth": 1, "heads": 2, "ff_dim": 16, "num_classes": 10}
+    card = {"network": "transformer.Transformer", "arguments": arguments, "target": "v"} | CHAIN
+    card["autoencoder"] = {"name": "my_autoencoder", "sha256": checkpoints.read_card("my_autoencoder")["sha256"]}
+    write_network(latents / "my_denoiser" / "weights.safetensors", card)
+    return latents
 
 
 @pytest.fixture
@@ -484,8 +497,9 @@ def test_without_any_published_network_the_message_says_so(tiny, monkeypatch):
 # fmdiff sample
 
 
-def test_sample_refuses_a_network_that_is_no_denoiser(tiny):
-    check_refused(tiny, ["sample", "classifier"], "'classifier' is a Classifier, not a denoiser")
+@pytest.mark.parametrize("name, said", [("classifier", "(Classifier)"), ("my_autoencoder", "(AttentionAutoencoder)")])
+def test_sample_refuses_a_network_that_is_no_denoiser(vectors, name, said):
+    check_refused(vectors, ["sample", name], f"{name!r} {said} is not a denoiser: nothing to sample from")
 
 
 def test_sample_writes_a_grid_of_64_images_unless_told_otherwise(tiny):
@@ -792,6 +806,108 @@ def test_guidance_for_a_classifier_is_refused(guidable, garments):
     check_refused(guidable, ["sample", "classifier", "--guidance", "2"], "--guidance is 2", "'classifier'")
 
 
+# fmdiff show
+
+
+def shown(name: str) -> torch.nn.Module:
+    """Return the autoencoder whose latent is shown."""
+    autoencoders = {"my_unet": "my_vae", "my_denoiser": "my_autoencoder"}
+    return checkpoints.load_pretrained(autoencoders.get(name, name), PartialState().device)
+
+
+def some(garments, n: int) -> tuple[torch.Tensor, ...]:
+    """Take so few test images, on the device, that maps of them are drawn at once."""
+    garments["test"] = [part[:n] for part in garments["test"]]
+    return tuple(part.to(PartialState().device) for part in garments["test"])
+
+
+def recorded(name: str, kind: int, seed: int, num_steps: int) -> tuple:
+    """Return five chains of a kind, their steps and their schedule."""
+    model, schedule = recipes.load_denoiser(name, PartialState().device)
+    return *paths.draw_chain(model, schedule, shown(name), torch.full((5,), kind), seed, num_steps), schedule
+
+
+def check_figures(path: Path, *figures) -> None:
+    """Check that a .png holds these figures."""
+    export.save_figures(Path("expected.png"), *figures)
+    with Image.open(path) as found, Image.open("expected.png") as expected:
+        assert found.format == "PNG" and np.array_equal(np.asarray(found), np.asarray(expected))
+
+
+@pytest.mark.parametrize("name", ["my_vae", "my_unet", "my_autoencoder", "my_denoiser"])
+def test_reconstructions_are_those_of_ten_test_images_by_an_autoencoder_or_the_one_of_a_denoiser(
+    vectors, garments, name
+):
+    result = fmdiff("show", "reconstructions", name)
+    assert result.exit_code == 0 and result.stdout == f"reconstructions of {name} in reconstructions.png\n"
+    check_figures(Path("reconstructions.png"), paths.reconstructions(shown(name), some(garments, 10)[0]))
+
+
+@pytest.mark.parametrize("options, method", [([], "pca"), (["--tsne"], "tsne")])
+def test_latents_are_a_map_of_the_test_images(vectors, garments, options, method):
+    images = some(garments, 40)
+    assert fmdiff("show", "latents", "my_denoiser", *options).stdout == "latents of my_denoiser in latents.png\n"
+    check_figures(Path("latents.png"), paths.latent_map(shown("my_denoiser"), *images, method))
+
+
+@pytest.mark.parametrize(
+    "name, options, choice",
+    [
+        ("my_denoiser", ["--steps", "8"], (3, 0, 8)),
+        ("my_unet", ["--steps", "3", "--seed", "5", "--label", "bag", "-o", "new/path.png"], (8, 5, 3)),
+    ],
+)
+def test_a_path_is_a_chain_of_the_kind_seed_and_steps_that_were_chosen(vectors, garments, name, options, choice):
+    images, out = some(garments, 40), "new/path.png" if "-o" in options else "path.png"
+    assert fmdiff("show", "path", name, *options).stdout == f"path of {name} in {Path(out)}\n"
+    path, times, _ = recorded(name, *choice)
+    check_figures(Path(out), *paths.chain_figures(shown(name), path[:, 0], times, *images))
+
+
+@pytest.mark.parametrize(
+    "options, choice", [([], (3, 0, 8)), (["--seed", "5"], (3, 5, 8)), (["--label", "9", "--steps", "4"], (9, 0, 4))]
+)
+def test_a_loop_shows_five_garments_on_their_way_to_noise_and_back(vectors, garments, options, choice):
+    """A .gif unless told otherwise; both have a frame for each state there and back, and start again."""
+    options, K = ["--steps", str(choice[2]), *options], choice[2]
+    assert fmdiff("show", "loop", "my_denoiser", *options).stdout == "loop of my_denoiser in loop.gif\n"
+    assert fmdiff("show", "loop", "my_denoiser", *options, "-o", "x.webp").exit_code == 0
+    frames = paths.there_and_back(*recorded("my_denoiser", *choice))
+    with Image.open("loop.gif") as gif, Image.open("x.webp") as webp:
+        assert (gif.format, webp.format) == ("GIF", "WEBP") and gif.info["loop"] == webp.info["loop"] == 0
+        assert gif.n_frames == webp.n_frames == len(frames) == 2 * K + 1
+        for k, z in enumerate(frames):
+            webp.seek(k)
+            expected = export.grid(data.to_uint8(shown("my_denoiser").from_latent(z)), 5)
+            assert np.array_equal(np.asarray(webp.convert("L")), np.asarray(expected))
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["latent", "my_vae"], ["what to show is 'latent'", "expected one of reconstructions, latents, path, loop"]),
+        (["latents", "my_vea"], ["there are no weights 'my_vea'", "published are"]),
+        (["latents", "my_vae", "-o", "x.gif"], ["the ending of --out is '.gif'", "expected one of .png"]),
+        (["path", "my_unet", "-o", "x"], ["the ending of --out is ''", "expected one of .png"]),
+        (["loop", "my_unet", "-o", "x.png"], ["the ending of --out is '.png'", "expected one of .gif, .webp"]),
+        (["path", "my_unet", "-o", "folder.png"], ["--out is folder.png", "name a file in a folder"]),
+        (["loop", "my_unet", "-o", "file/x.gif"], [f"--out is {Path('file/x.gif')}", "name a file in a folder"]),
+        (["latents", "tiny"], ["'tiny' (UNet) has no latents to show", "a denoiser of latents, or an autoencoder"]),
+        (["reconstructions", "classifier"], ["'classifier' (Classifier) has no reconstructions", "or an autoencoder"]),
+        (["path", "my_vae"], ["'my_vae' (VAE) has no path to show; name a denoiser of latents"]),
+        (["loop", "my_autoencoder"], ["'my_autoencoder' (AttentionAutoencoder) has no loop to show; name a denoiser"]),
+        (["loop", "labelled"], ["'labelled' (Transformer) has no loop to show; name a denoiser of latents"]),
+        (["path", "my_unet", "--steps", "0"], ["steps is 0; expected 1 to ", "8"]),
+        (["loop", "my_unet", "--steps", "9"], ["steps is 9; expected 1 to ", "8"]),
+        (["path", "my_unet", "--label", "Hat"], ["--label is 'Hat'", "expected a name or a number of: 0 T-shirt"]),
+    ],
+)
+def test_show_refuses_what_is_not_there_to_show_or_cannot_be_written(vectors, garments, arguments, said):
+    (vectors / "folder.png").mkdir()
+    (vectors / "file").write_text("mine")
+    check_refused(vectors, ["show", *arguments], *said)
+
+
 # fmdiff evaluate
 
 
@@ -818,9 +934,11 @@ def test_evaluate_takes_all_steps_unless_told_otherwise(tiny, garments):
     assert [spread for _, spread in all_steps["measures"].values()] == [0] * 5
 
 
+@pytest.mark.parametrize("name", ["classifier", "my_autoencoder"])
 @pytest.mark.parametrize("option", [["--steps", "5"], ["--guidance", "2"], ["--guidance", "2", "--guide", "labelled"]])
-def test_evaluate_refuses_what_is_said_of_samples_for_a_classifier(tiny, option):
-    check_refused(tiny, ["evaluate", "classifier", "-n", "200", *option], "'classifier' draws nothing")
+def test_evaluate_refuses_what_is_said_of_samples_for_a_network_that_draws_none(vectors, name, option):
+    said = f"{name!r} draws nothing; leave --steps, --guidance and --guide out"
+    check_refused(vectors, ["evaluate", name, "-n", "200", *option], said)
 
 
 def test_evaluate_says_how_many_test_images_a_classifier_gets_right(tiny, garments):
@@ -917,6 +1035,27 @@ def test_evaluate_measures_what_comes_of_latents_beside_floor_and_ceiling(latent
         assert cells == ["" if value is None else f"{value:.4f}" for value in values]
 
 
+def test_evaluate_measures_of_an_autoencoder_that_draws_nothing_what_it_makes_of_real_images(vectors, garments):
+    arguments, device = ["evaluate", "my_autoencoder", "-n", "200", "--seeds", "2"], PartialState().device
+    found = json.loads(fmdiff(*arguments, "--json").stdout)
+    classifier, autoencoder = (checkpoints.load_pretrained(name, device) for name in ("classifier", "my_autoencoder"))
+    judge = metrics.Judge(classifier, *(garments[split][0].to(device) for split in ("train", "test")))
+    expected = {"floor": judge.floor(200), "ceiling": judge.ceiling(200, autoencoder)}
+    columns = {column: found.pop(column) for column in expected}
+    for column, measures in expected.items():
+        close = {name: pytest.approx(values, rel=1e-3) for name, values in metrics.mean_and_spread(measures).items()}
+        assert columns[column] == close
+    assert found == {"network": "my_autoencoder", "n": 200, "seeds": 2, "steps": None, "device": str(device)}
+
+    _, head, *rows = fmdiff(*arguments).stdout.splitlines()
+    assert head.split() == ["floor", "spread", "ceiling", "spread"]
+    assert [row.split()[0] for row in rows] == ["fd", "kd", "precision", "recall", "copying", "squared_error"]
+    for row in rows:
+        name, *cells = row.split()
+        values = [value for column in columns.values() for value in column.get(name, ())]
+        assert cells == [f"{value:.4f}" for value in values]
+
+
 @pytest.mark.parametrize(
     "arguments, said",
     [
@@ -955,9 +1094,15 @@ def trained(tiny, monkeypatch) -> list[tuple]:
         (["unet", "--epochs", "nan"], ["--epochs is nan", "expected at least 0.01"]),
         (["unet", "--batch-size", "0"], ["--batch-size is 0", "expected at least 1"]),
         (["unet", "--batch-size", "-128"], ["--batch-size is -128", "expected at least 1"]),
-        (["unet", "--vae", "my_vae"], ["--vae is 'my_vae'", "unet sees images, not latents", "leave --vae out"]),
-        (["vae", "--vae", "my_vae"], ["--vae is 'my_vae'", "vae sees images, not latents", "leave --vae out"]),
-        (["classifier", "--vae", ""], ["--vae is ''", "classifier sees images", "leave --vae out"]),
+        (
+            ["unet", "--autoencoder", "my_vae"],
+            ["--autoencoder is 'my_vae'", "unet sees images, not latents", "leave it out"],
+        ),
+        (
+            ["vae", "--autoencoder", "my_vae"],
+            ["--autoencoder is 'my_vae'", "vae sees images, not latents", "leave it out"],
+        ),
+        (["classifier", "--autoencoder", ""], ["--autoencoder is ''", "classifier sees images", "leave it out"]),
     ],
 )
 def test_train_refuses_what_makes_no_sense(tiny, trained, arguments, said):
@@ -987,7 +1132,7 @@ def test_train_follows_the_recipe_but_for_what_it_is_told(trained, arguments, fo
     assert f"fmdiff sample {Path(folder)}" in result.stdout
 
 
-@pytest.mark.parametrize("options, autoencoder", [([], None), (["--vae", "runs/vae"], "runs/vae")])
+@pytest.mark.parametrize("options, autoencoder", [([], None), (["--autoencoder", "runs/vae"], "runs/vae")])
 def test_a_denoiser_of_latents_is_trained_in_the_latent_of_the_vae_that_is_named(trained, options, autoencoder):
     """Without a name in that of its recipe."""
     result = fmdiff("train", "latent_unet", "--profile", "smoke", *options)
@@ -998,28 +1143,36 @@ def test_a_denoiser_of_latents_is_trained_in_the_latent_of_the_vae_that_is_named
 
 @pytest.fixture
 def small_cards(tiny, monkeypatch) -> Path:
-    """The working folder, and tiny networks for `vae` and `latent_unet`, trained in 4 steps on 96 drawn images."""
+    """The working folder, and tiny autoencoders and denoisers of latents, trained in 4 steps on 96 drawn images."""
     monkeypatch.setattr(recipes, "NUM_VALIDATION", 32)
     monkeypatch.setattr(recipes, "load_fashion_mnist", lambda split: draw_garments(96))
-    unet = {"channels": 2, "width": 8, "mults": [1], "patch": 1, "num_classes": 10}
-    for name, arguments in {"vae": {"width": 4, "channels": 2}, "latent_unet": unet}.items():
-        chain = {"schedule": CHAIN["schedule"]} if name == "latent_unet" else {}
+    tiny_ones = {
+        "vae": {"width": 4, "channels": 2},
+        "latent_unet": {"channels": 2, "width": 8, "mults": [1], "patch": 1, "num_classes": 10},
+        "attention_autoencoder": {"width": 8},
+        "vector_denoiser": recipes.CARDS["vector_denoiser"]["arguments"] | {"dim": 16, "depth": 1, "ff_dim": 16},
+    }
+    for name, arguments in tiny_ones.items():
+        chain = {"schedule": CHAIN["schedule"]} if "schedule" in recipes.CARDS[name] else {}
         monkeypatch.setitem(recipes.CARDS, name, recipes.CARDS[name] | {"arguments": arguments} | chain)
         monkeypatch.setitem(recipes.PROFILES, name, {"smoke": {"steps": 4, "every": 2}, "full": {"steps": 4}})
     return tiny
 
 
-def test_a_vae_and_a_denoiser_in_its_latent_are_trained_and_draw(small_cards):
-    short = ["--profile", "smoke", "--batch-size", "16"]
-    result = fmdiff("train", "vae", *short)
-    assert result.exit_code == 0 and f"{Path('runs/vae')}: validation loss" in result.stdout
-    weights = (small_cards / "runs" / "vae" / "weights.safetensors").read_bytes()
-    result = fmdiff("train", "latent_unet", "--vae", "runs/vae", *short)
-    assert result.exit_code == 0 and f"{Path('runs/latent_unet')}: validation loss" in result.stdout
-    assert (small_cards / "runs" / "vae" / "weights.safetensors").read_bytes() == weights
+@pytest.mark.parametrize(
+    "autoencoder, denoiser", [("vae", "latent_unet"), ("attention_autoencoder", "vector_denoiser")]
+)
+def test_an_autoencoder_and_a_denoiser_in_its_latent_are_trained_and_draw(small_cards, autoencoder, denoiser):
+    short, folder, run = ["--profile", "smoke", "--batch-size", "16"], f"runs/{autoencoder}", f"runs/{denoiser}"
+    result = fmdiff("train", autoencoder, *short)
+    assert result.exit_code == 0 and f"{Path(folder)}: validation loss" in result.stdout
+    weights = (small_cards / folder / "weights.safetensors").read_bytes()
+    result = fmdiff("train", denoiser, "--autoencoder", folder, *short)
+    assert result.exit_code == 0 and f"{Path(run)}: validation loss" in result.stdout
+    assert (small_cards / folder / "weights.safetensors").read_bytes() == weights
     checksum = hashlib.sha256(weights).hexdigest()
-    assert checkpoints.read_card("runs/latent_unet")["autoencoder"] == {"name": "runs/vae", "sha256": checksum}
-    for name in ("runs/vae", "runs/latent_unet"):
+    assert checkpoints.read_card(run)["autoencoder"] == {"name": folder, "sha256": checksum}
+    for name in [run, folder] if autoencoder == "vae" else [run]:
         assert fmdiff("sample", name, "-n", "3", "-o", "x.npz").exit_code == 0
         assert np.load("x.npz")["images"].shape == (3, 28, 28)
 
@@ -1027,11 +1180,15 @@ def test_a_vae_and_a_denoiser_in_its_latent_are_trained_and_draw(small_cards):
 def test_a_denoiser_of_latents_without_a_vae_to_train_in_is_refused(small_cards):
     known = "published are: classifier, labelled, tiny"
     check_refused(small_cards, ["train", "latent_unet"], "there are no weights 'vae'", known)
-    check_refused(small_cards, ["train", "latent_unet", "--vae", "nowhere"], "there are no weights 'nowhere'", known)
+    check_refused(
+        small_cards, ["train", "latent_unet", "--autoencoder", "nowhere"], "there are no weights 'nowhere'", known
+    )
 
 
-def test_nothing_samples_from_a_trained_classifier(trained):
-    assert "fmdiff sample" not in fmdiff("train", "classifier").stdout
+@pytest.mark.parametrize("name", ["classifier", "attention_autoencoder"])
+def test_nothing_samples_from_a_trained_network_that_draws_nothing(trained, name):
+    _, hint = fmdiff("train", name).stdout.splitlines()
+    assert hint == f"Next: fmdiff evaluate {Path('runs') / name}"
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from PIL import Image
 from fmdiff_helpers import player, schedules
 from fmdiff_helpers.data import CLASS_NAMES, to_model, to_uint8
 from fmdiff_helpers.diffusion import add_noise, eps_from_x0
+from fmdiff_helpers.models.attention_autoencoder import AttentionAutoencoder
 from fmdiff_helpers.models.vae import VAE, kl_divergence
 from fmdiff_helpers.player import (
     SCHEDULES,
@@ -32,10 +33,11 @@ from fmdiff_helpers.player import (
     LatentWalk,
     LiveLoss,
     NoisingExplorer,
+    PathExplorer,
     ReverseExplorer,
     StepsExplorer,
 )
-from fmdiff_helpers.plots import histogram_frame, label_frame, tile
+from fmdiff_helpers.plots import as_frame, class_clouds, histogram_frame, label_frame, tile
 from fmdiff_helpers.samplers import sample_ddim, sample_ddpm
 from fmdiff_helpers.schedules import Schedule, cosine_beta
 from fmdiff_helpers.standin import draw_garments
@@ -812,6 +814,123 @@ def test_a_chain_in_the_latent_is_saved_in_20_frames_at_most(num_steps):
     assert explorer.slider.max == num_steps - 1 and min(num_steps, 10) <= len(film.readout) <= 20
     assert "t =  999 " in film.readout[0] and "t =    0 " in film.readout[-1]
     assert all(len(frames) == len(film.readout) for frames in film.panels.values())
+
+
+# a chain on a map
+
+
+@pytest.fixture(scope="module")
+def numbers() -> AttentionAutoencoder:
+    """An autoencoder as if it were trained, its latents standardised by other images, whose mean was another."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        autoencoder = AttentionAutoencoder(width=8).requires_grad_(False).eval()
+        for parameter in autoencoder.parameters():  # larger than untrained ones: pictures of all greys
+            torch.nn.init.normal_(parameter, std=0.15)
+    z = autoencoder.encode(to_model(GARMENTS))
+    autoencoder.shift.copy_(z.mean(dim=0) + 0.3 * z.std(dim=0))
+    autoencoder.scale.copy_(z.std(dim=0))
+    return autoencoder
+
+
+def path_explorer(numbers: AttentionAutoencoder, **choice) -> PathExplorer:
+    """A PathExplorer whose controls are set, one after the other."""
+    explorer = PathExplorer(in_latent, LONG, numbers, GARMENTS, LABELS)
+    for name, value in choice.items():
+        explorer.controls[name].value = value
+    return explorer
+
+
+def test_the_path_explorer_opens_on_a_dress_half_of_the_way(numbers):
+    explorer = path_explorer(numbers)
+    assert [control.value for control in explorer.controls.values()] == ["Dress", 0, 50, 0.0]
+    assert explorer.slider.max == 50 and explorer.slider.value == 25
+    assert list(explorer.controls["label"].options) == list(CLASS_NAMES)
+
+
+@pytest.mark.parametrize("choice", [{}, {"label": "Bag", "seed": 5, "num_steps": 10, "eta": 1.0}])
+def test_the_path_explorer_shows_each_state_from_the_noise_to_the_sample_that_ddim_draws(numbers, choice):
+    """Decoded, and what the network takes for the clean one, which is known here; the sample is its own."""
+    explorer = path_explorer(numbers, **choice)
+    label, seed, num_steps, eta = ({"label": "Dress", "seed": 0, "num_steps": 50, "eta": 0.0} | choice).values()
+    generator, steps, y = torch.Generator().manual_seed(seed), [], torch.tensor([CLASS_NAMES.index(label)])
+    x = torch.randn((1, 1, 8, 8), generator=generator)
+    options = {"num_steps": num_steps, "eta": eta, "clip": math.inf, "watch": steps.append}
+    sample = sample_ddim(in_latent, x, LONG, generator, y=y, **options)
+    assert explorer.slider.max == num_steps == len(steps) and steps[0].xt.equal(x)
+    for place in range(0, num_steps + 1, num_steps // 10):
+        panels, readout = explorer.draw(place)
+        step = steps[place] if place < num_steps else None
+        z, z_hat = (step.xt, step.x0_hat) if step else (sample, sample)
+        assert (panels["the state, decoded"] == pictures(numbers, z, 1)).all()
+        np.testing.assert_allclose(panels["its x0_hat, decoded"].astype(int), pictures(numbers, z_hat, 1), atol=1)
+        snr = step and 10 * math.log10(LONG.alpha_bar[step.t] / (1 - LONG.alpha_bar[step.t]))
+        about = f"t = {step.t:4d}   SNR {snr:6.1f} dB" if step else "the sample"
+        assert readout == f"{about}   {(z - x).norm().item():5.2f} from where it began"
+
+
+def test_the_way_on_the_map_goes_through_the_latents_projected_as_the_garments_are(numbers):
+    """Along the two directions in which standardised latents spread most; up to each state, and not beyond."""
+    explorer = path_explorer(numbers, num_steps=10, label="Ankle boot", eta=1.0)
+    z = numbers.to_latent(to_model(GARMENTS)).flatten(1)
+    middle = z.mean(dim=0)
+    axes = torch.linalg.svd(z - middle, full_matrices=False).Vh[:2].T
+    axes = axes * (axes * explorer.axes).sum(dim=0).sign()  # a direction may as well be the opposite one
+    figure = class_clouds((z - middle) @ axes, LABELS, CLASS_NAMES, size=336 / 75)
+    figure.set_dpi(75)
+    _, pixels = as_frame(figure, (explorer.path.flatten(1) - middle) @ axes)
+    np.testing.assert_allclose(explorer.pixels, pixels, atol=0.5)
+    assert explorer.map.shape == (336, 336, 3) and pixels.min() > 8 and pixels.max() < 328
+    assert np.linalg.norm(np.diff(pixels, axis=0), axis=1).max() > 20  # half of it is no part of the dot
+    for t in range(11):
+        frame = explorer.draw(t)[0]["the way (ring: x0_hat)"]
+        for x, y in ((pixels[:t] + pixels[1 : t + 1]) / 2).round().astype(int):  # half of the way to the next
+            assert (frame[y - 1 : y + 2, x - 1 : x + 2] == 0).any(axis=(0, 1)).all()
+        x, y = pixels[t].round().astype(int)
+        assert (frame[y - 2 : y + 3, x - 2 : x + 3] == 0).all()
+
+
+def test_at_the_noise_the_map_has_a_dot_there_and_a_ring_at_the_clean_latent_that_the_network_sees(numbers):
+    explorer = path_explorer(numbers, label="Bag")
+    frame, z = explorer.draw(0)[0]["the way (ring: x0_hat)"], explorer.path[:1]
+    z_hat = 2 * torch.tanh(z + 0.3 * 8 - 0.999)
+    dot, ring = explorer.place(torch.cat([z, z_hat])).numpy() * explorer.unit + explorer.origin
+    assert np.linalg.norm(ring - dot) > 12
+    y, x = (frame != explorer.map).any(axis=2).nonzero()
+    from_dot, from_ring = (np.hypot(x - place[0], y - place[1]) for place in (dot, ring))
+    assert (np.minimum(from_dot, abs(from_ring - 5)) < 7.5).all()
+    assert (from_dot < 4).sum() > 40 and (abs(from_ring - 5) < 2).sum() > 40 and (from_ring < 3).sum() == 0
+
+
+@pytest.mark.parametrize("choice", [{"label": "Bag"}, {"seed": 5}, {"num_steps": 20}, {"eta": 0.5}])
+def test_another_kind_seed_number_of_steps_or_eta_walks_another_way_and_the_former_one_the_same_again(numbers, choice):
+    """Seen at half of the way: what a chain starts from is the seed's alone."""
+    explorer = path_explorer(numbers)
+
+    def shown() -> list[bytes]:
+        return [box.children[1].value for box in explorer.pictures.children]
+
+    before, ((name, value),) = shown(), choice.items()
+    former, explorer.controls[name].value = explorer.controls[name].value, value
+    assert len(before) == 3 and all(now != then for now, then in zip(shown(), before, strict=True))
+    explorer.controls[name].value = former
+    assert shown() == before
+
+
+@pytest.mark.parametrize("num_steps", [10, 20, 50, 200])
+def test_a_path_is_saved_in_11_frames_from_the_noise_to_the_sample_within_400_kB(numbers, num_steps):
+    explorer = path_explorer(numbers, num_steps=num_steps)
+    film = explorer.filmstrip()
+    assert num_steps in explorer.controls["num_steps"].options and len(film.readout) == 11
+    assert film.readout[0].startswith("t =  999 ") and film.readout[-1].startswith("the sample ")
+    assert film.readout[0].endswith(" 0.00 from where it began")
+    assert len(film._repr_html_()) < 400_000
+
+
+def test_the_path_explorer_leaves_the_global_generator_and_its_data_alone(numbers):
+    rng, garments = torch.get_rng_state(), GARMENTS.clone()
+    path_explorer(numbers, eta=1.0).filmstrip()
+    assert torch.equal(torch.get_rng_state(), rng) and torch.equal(GARMENTS, garments)
 
 
 def test_a_picture_of_few_colours_is_packed_and_stays_as_it_is():

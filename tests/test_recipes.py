@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import re
 import statistics
 from pathlib import Path
 
@@ -24,16 +25,21 @@ from fmdiff_helpers.recipes import (
     draw_drops,
     draw_places,
     draw_shifts,
+    encodes,
+    latent_shape,
     load_autoencoder,
     load_denoiser,
     load_guided,
+    reconstruction_loss,
+    reconstruction_validation,
     schedule_of,
     shift,
     task,
     vae_validation,
 )
+from fmdiff_helpers.samplers import generate
 from fmdiff_helpers.standin import draw_garments
-from fmdiff_helpers.train import check_recipe
+from fmdiff_helpers.train import check_recipe, train
 
 CPU = torch.device("cpu")
 DENOISERS = [name for name, card in CARDS.items() if "schedule" in card]
@@ -333,6 +339,32 @@ def test_the_validation_of_a_vae_takes_the_same_standard_noise_each_time_and_no_
     assert torch.equal(torch.get_rng_state(), before)
 
 
+# The loss of an autoencoder without noise, and its validation
+
+
+def test_the_reconstruction_loss_of_each_image_is_the_mean_of_its_squared_errors():
+    """16 pixels of which one is off by 2 and one by -1; all off by 0.5; none."""
+    error = torch.zeros(3, 1, 4, 4, dtype=torch.float64)
+    error[0, 0, 0, 3], error[0, 0, 2, 1], error[1] = 2.0, -1.0, 0.5
+    assert reconstruction_loss(lambda x0: x0 + error, X0[:3], None).tolist() == pytest.approx([5 / 16, 0.25, 0])
+
+
+def test_the_validation_of_an_autoencoder_measures_shift_and_scale_of_each_of_its_numbers():
+    """The mean and the sample standard deviation over images; the loss is what it was before, and of all pixels."""
+    model, x0 = tiny_network("attention_autoencoder").double(), to_model(draw_garments(50)[0]).double()
+    z, before = model.encode(x0), torch.get_rng_state()
+    found = reconstruction_validation(model, x0)
+    assert found == {"loss": pytest.approx((model(x0) - x0).square().mean().item(), rel=1e-9)}
+    for number in range(64):
+        values = z.flatten(1)[:, number].tolist()
+        assert model.shift.flatten()[number].item() == pytest.approx(statistics.mean(values), rel=1e-9)
+        assert model.scale.flatten()[number].item() == pytest.approx(statistics.stdev(values), rel=1e-9)
+    assert model.shift.shape == model.scale.shape == (1, 8, 8)
+    assert_close(model.to_latent(x0).mean(dim=0), torch.zeros(1, 8, 8).double(), rtol=0, atol=1e-9)
+    assert_close(model.to_latent(x0).std(dim=0), torch.ones(1, 8, 8).double(), rtol=0, atol=1e-9)
+    assert reconstruction_validation(model, x0) == found and torch.equal(torch.get_rng_state(), before)
+
+
 # Cards
 
 
@@ -352,21 +384,32 @@ def test_every_card_builds_a_network_for_its_images(name):
     elif "beta" in card:
         eps = torch.zeros(2, *model.latent_shape)
         assert [tuple(said.shape) for said in model(x0, eps)] == [x0.shape, eps.shape, eps.shape]
+    elif encodes(card):
+        assert model(x0).shape == x0.shape
     else:
         assert model(x0).shape == (2, 10)
 
 
-def test_there_are_four_denoisers_of_the_noise_of_x0_and_of_v_a_vae_and_the_classifier():
-    targets = {"unet": None, "transformer": "x0", "latent_unet": "v", "patch_unet": "v"}
+def test_there_are_five_denoisers_of_the_noise_of_x0_and_of_v_two_autoencoders_and_the_classifier():
+    targets = {"unet": None, "transformer": "x0", "latent_unet": "v", "patch_unet": "v", "vector_denoiser": "v"}
     assert {name: CARDS[name].get("target") for name in DENOISERS} == targets
-    assert CARDS.keys() - DENOISERS == {"vae", "classifier"}
+    assert CARDS.keys() - DENOISERS == {"vae", "attention_autoencoder", "classifier"}
     assert [name for name, card in CARDS.items() if "beta" in card] == ["vae"]
+    assert [name for name, card in CARDS.items() if encodes(card)] == ["vae", "attention_autoencoder"]
     assert {name: card["autoencoder"] for name, card in CARDS.items() if "autoencoder" in card} == {
-        "latent_unet": "vae"
+        "latent_unet": "vae",
+        "vector_denoiser": "attention_autoencoder",
     }
     assert {name: card["label_dropout"] for name, card in CARDS.items() if "label_dropout" in card} == {
         "patch_unet": 0.1
     }
+
+
+def test_the_shape_of_a_cards_latents_is_known_without_weights_or_random_numbers():
+    before, vae = torch.get_rng_state(), CARDS["vae"]
+    assert latent_shape(vae) == (4, 7, 7) and latent_shape(CARDS["attention_autoencoder"]) == (1, 8, 8)
+    assert latent_shape(vae | {"arguments": {"channels": 5, "grid": 1}}) == (5, 1, 1)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 # Trained denoisers
@@ -377,30 +420,48 @@ TINY = {
     "vae": {"width": 4, "channels": 2, "grid": 7},
     "latent_unet": {"width": 8, "mults": [1], "patch": 1, "num_classes": 10, "channels": 2},
     "patch_unet": {"width": 8, "mults": [1], "patch_size": 2, "num_classes": 10},
+    "attention_autoencoder": {"width": 8},
+    "vector_denoiser": CARDS["vector_denoiser"]["arguments"] | {"dim": 8, "depth": 1, "heads": 1, "ff_dim": 8},
 }
 
 
-def saved(name: str, folder: Path, seed: int = 0, file: str = "weights", **changes) -> nn.Module:
-    """Write a tiny network, random as if it were trained, to a folder and return it."""
-    card = CARDS[name] | {"arguments": TINY[name]} | changes
+def tiny_network(name: str, seed: int = 0) -> nn.Module:
+    """Build a tiny network, random as if it were trained; an autoencoder standardises its latents somehow."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = build(card)
+        model = build(CARDS[name] | {"arguments": TINY[name]})
         for parameter in model.parameters():
             nn.init.normal_(parameter, std=0.3)
     if name == "vae":
         model.shift.copy_(torch.tensor([0.3, -0.7]).reshape(2, 1, 1))
         model.scale.copy_(torch.tensor([0.5, 1.6]).reshape(2, 1, 1))
-    save_weights(folder / f"{file}.safetensors", model, card)
+    if name == "attention_autoencoder":
+        model.shift.copy_(torch.linspace(-1, 1, 64).reshape(1, 8, 8))
+        model.scale.copy_(torch.linspace(0.5, 3, 64).reshape(1, 8, 8))
+    return model
+
+
+def saved(name: str, folder: Path, seed: int = 0, file: str = "weights", **changes) -> nn.Module:
+    """Write a tiny network, random as if it were trained, to a folder and return it."""
+    model = tiny_network(name, seed)
+    save_weights(folder / f"{file}.safetensors", model, CARDS[name] | {"arguments": TINY[name]} | changes)
     return model
 
 
 @pytest.fixture(scope="module")
-def autoencoder(tmp_path_factory) -> dict[str, str]:
-    """What a card says of its autoencoder, here a tiny one in a folder."""
-    folder = tmp_path_factory.mktemp("autoencoder")
-    saved("vae", folder)
-    return {"name": str(folder), "sha256": read_card(folder)["sha256"]}
+def autoencoders(tmp_path_factory) -> dict[str, dict[str, str]]:
+    """What cards say of their autoencoders, by name, here tiny ones in folders."""
+    folder, said = tmp_path_factory.mktemp("autoencoders"), {}
+    for name in ("vae", "attention_autoencoder"):
+        saved(name, folder / name)
+        said[name] = {"name": str(folder / name), "sha256": read_card(folder / name)["sha256"]}
+    return said
+
+
+@pytest.fixture(scope="module")
+def autoencoder(autoencoders) -> dict[str, str]:
+    """What the card of a denoiser in a VAE's latent says of it."""
+    return autoencoders["vae"]
 
 
 XT, T = torch.randn(4, 1, 28, 28, generator=generator(1)), torch.tensor([0, 30, 150, 199])
@@ -597,7 +658,7 @@ def numbers(x0: torch.Tensor) -> list[int]:
     return (256 * pixels[:, 0] + pixels[:, 1]).tolist()
 
 
-@pytest.mark.parametrize("name", [name for name in CARDS if name != "latent_unet"])
+@pytest.mark.parametrize("name", [name for name, card in CARDS.items() if "autoencoder" not in card])
 def test_the_last_2000_images_are_for_validation_and_never_in_the_training_data(numbered, name):
     *_, (images, labels), validate = task(full_card(name), *numbered, CPU)
     assert numbers(to_model(images)) == labels.tolist() == list(range(500))
@@ -665,15 +726,20 @@ def test_a_chain_of_ten_steps_is_a_task_too(numbered):
     assert validate(grey)["bins"] == pytest.approx(squares.tolist(), rel=1e-5)
 
 
-def latent_card(autoencoder: dict[str, str]) -> dict:
+def latent_card(autoencoder: dict[str, str], name: str = "latent_unet") -> dict:
     """Return the card of a tiny denoiser of latents as a training fills it in."""
-    return full_card("latent_unet") | {"arguments": TINY["latent_unet"], "autoencoder": autoencoder}
+    return full_card(name) | {"arguments": TINY[name], "autoencoder": autoencoder}
+
+
+def any_card(name: str, autoencoders: dict[str, dict[str, str]]) -> dict:
+    """Return a card as a training fills it in, a tiny one where latents must be encoded for it."""
+    autoencoder = CARDS[name].get("autoencoder")
+    return latent_card(autoencoders[autoencoder], name) if autoencoder else full_card(name)
 
 
 @pytest.mark.parametrize("name", DENOISERS)
-def test_the_noise_is_drawn_for_all_steps_of_the_cards_chain(numbered, autoencoder, name):
-    card = latent_card(autoencoder) if "autoencoder" in CARDS[name] else full_card(name)
-    _, draw, *_ = task(card, *numbered, CPU)
+def test_the_noise_is_drawn_for_all_steps_of_the_cards_chain(numbered, autoencoders, name):
+    _, draw, *_ = task(any_card(name, autoencoders), *numbered, CPU)
     t, eps, *_ = draw(torch.empty(20_000, 2, 1, 1), generator())
     assert t.unique().tolist() == list(range(CARDS[name]["schedule"]["T"]))
     assert eps.shape == (20_000, 2, 1, 1) and eps.std().item() == pytest.approx(1, abs=0.05)
@@ -728,10 +794,9 @@ def test_the_card_says_what_share_of_the_labels_is_dropped(numbered):
 
 
 @pytest.mark.parametrize("name", [name for name in DENOISERS if name != "patch_unet"])
-def test_where_no_labels_are_dropped_nothing_but_step_and_noise_is_drawn(numbered, autoencoder, name):
+def test_where_no_labels_are_dropped_nothing_but_step_and_noise_is_drawn(numbered, autoencoders, name):
     """The same numbers as ever: a seed still gives the network that it gave."""
-    card = latent_card(autoencoder) if "autoencoder" in CARDS[name] else full_card(name)
-    loss, draw, *_ = task(card, *numbered, CPU)
+    loss, draw, *_ = task(any_card(name, autoencoders), *numbered, CPU)
     x0, y, model = torch.randn(6, 2, 1, 1, generator=generator(1)), torch.arange(6), Denoiser()
     t, eps = draw(x0, generator())
     expected = draw_noise(x0, generator(), schedule_of(CARDS[name]))
@@ -740,7 +805,7 @@ def test_where_no_labels_are_dropped_nothing_but_step_and_noise_is_drawn(numbere
     assert torch.equal(model.y, y) if CARDS[name]["arguments"]["num_classes"] else model.y is None
 
 
-# The tasks of a VAE, and of a denoiser in its latent
+# The tasks of autoencoders, and of denoisers in their latents
 
 
 def test_a_vae_is_trained_by_the_annealed_loss_for_a_third_of_the_steps_and_validated_by_all_of_beta(numbered):
@@ -757,9 +822,17 @@ def test_a_vae_is_trained_by_the_annealed_loss_for_a_third_of_the_steps_and_vali
     assert_close(model.to_latent(to_model(numbered[0][500:])).std(dim=(0, 2, 3)), torch.ones(2), rtol=0, atol=1e-3)
 
 
-def test_the_task_of_a_vae_leaves_the_callers_random_numbers_alone(numbered):
+def test_an_autoencoder_without_noise_is_trained_and_validated_by_its_squared_error_and_draws_nothing(numbered):
+    loss, draw, (images, _), validate = task(full_card("attention_autoencoder"), *numbered, CPU)
+    drawing = generator()
+    assert draw(images[:6], drawing) == () and torch.equal(drawing.get_state(), generator().get_state())
+    assert images.dtype == torch.uint8 and (loss, validate.func) == (reconstruction_loss, reconstruction_validation)
+
+
+@pytest.mark.parametrize("name", ["vae", "attention_autoencoder"])
+def test_the_task_of_an_autoencoder_leaves_the_callers_random_numbers_alone(numbered, name):
     before = torch.get_rng_state()
-    task(full_card("vae"), *numbered, CPU)
+    task(full_card(name), *numbered, CPU)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -802,9 +875,10 @@ def test_a_task_in_the_latent_of_another_autoencoder_than_the_cards_is_an_error(
 
 @pytest.fixture
 def small(tmp_path_factory, monkeypatch):
-    """Small cards on 96 drawn images, 32 of them for validation, and a published autoencoder."""
+    """Small cards on 96 drawn images, 32 of them for validation, and published autoencoders."""
     monkeypatch.setattr(checkpoints, "PUBLISHED", tmp_path_factory.mktemp("published"))
-    saved("vae", checkpoints.PUBLISHED, file="vae")
+    for name in ("vae", "attention_autoencoder"):
+        saved(name, checkpoints.PUBLISHED, file=name)
     monkeypatch.setattr(recipes, "NUM_VALIDATION", 32)
     monkeypatch.setattr(recipes, "load_fashion_mnist", lambda split: draw_garments(96, seed=int(split != "train")))
     for name, arguments in {**TINY, "classifier": {"width": 2}}.items():
@@ -813,6 +887,8 @@ def small(tmp_path_factory, monkeypatch):
 
 
 SMALL = {"batch_size": 16}
+LATENT = {name: card["autoencoder"] for name, card in CARDS.items() if "autoencoder" in card}
+every_denoiser_of_latents = pytest.mark.parametrize("denoiser, autoencoder", LATENT.items(), ids=LATENT)
 
 
 @pytest.mark.parametrize("name", CARDS)
@@ -835,29 +911,64 @@ def test_a_trained_vae_holds_what_standardises_the_latents_of_the_images_that_we
     assert read_card(tmp_path)["beta"] == CARDS["vae"]["beta"]
 
 
-def test_training_in_a_latent_leaves_the_autoencoder_as_it_is_and_the_card_says_which_it_was(
+def test_an_autoencoder_is_trained_and_then_a_denoiser_on_its_latents_which_are_standardised(
     small, tmp_path, monkeypatch
 ):
+    """Number by number, as measured on the images that were held out of both trainings; then it draws images."""
+    given, folder, run = [], tmp_path / "autoencoder", tmp_path / "run"
+    recipes.train_network("attention_autoencoder", folder, **SMALL)
+    autoencoder = load_pretrained(folder)
+    monkeypatch.setattr(recipes, "train", lambda *arguments: given.append(arguments) or train(*arguments))
+    recipes.train_network("vector_denoiser", run, autoencoder=str(folder), **SMALL)
+    ((*_, (latents, _), validate, _, _, _),) = given
+    held_out, z = validate.keywords["x0"], autoencoder.encode(to_model(draw_garments(96)[0]))
+    assert_close(held_out.mean(dim=0), torch.zeros(1, 8, 8), rtol=0, atol=1e-3)
+    assert_close(held_out.std(dim=0), torch.ones(1, 8, 8), rtol=0, atol=1e-3)
+    mean, std = z[-32:].mean(dim=0), z[-32:].std(dim=0)
+    assert_close(torch.cat([latents, held_out]), (z - mean) / std, rtol=1e-3, atol=1e-3)
+    assert not latents.requires_grad and same_weights(load_autoencoder(read_card(run)), autoencoder)
+    images = generate(*load_denoiser(run), 3, num_steps=2, y=Y[:3], vae=autoencoder)
+    assert images.shape == (3, 1, 28, 28) and images.isfinite().all()
+
+
+def test_an_autoencoder_that_was_stopped_goes_on_to_the_same_weights_and_latents(small, tmp_path, capsys):
+    def stop(history):
+        raise KeyboardInterrupt
+
+    whole, _ = recipes.train_network("attention_autoencoder", tmp_path / "whole", **SMALL)
+    stopped, history = recipes.train_network("attention_autoencoder", tmp_path / "stopped", stop, **SMALL)
+    assert history[-1]["step"] == 2 and not same_weights(stopped, whole)
+    stopped, _ = recipes.train_network("attention_autoencoder", tmp_path / "stopped", **SMALL)
+    assert same_weights(stopped, whole) and "Stopped at step 2 of 4" in capsys.readouterr().out
+
+
+@every_denoiser_of_latents
+def test_training_in_a_latent_leaves_the_autoencoder_as_it_is_and_the_card_says_which_it_was(
+    small, tmp_path, monkeypatch, denoiser, autoencoder
+):
     folder, run, used = tmp_path / "another", tmp_path / "run", []
-    saved("vae", folder, seed=1)
+    saved(autoencoder, folder, seed=1)
     before = {path: path.read_bytes() for path in folder.iterdir()}
     monkeypatch.setattr(recipes, "load_autoencoder", lambda *given: used.append(load_autoencoder(*given)) or used[-1])
-    model, _ = recipes.train_network("latent_unet", run, autoencoder=str(folder), **SMALL)
+    model, _ = recipes.train_network(denoiser, run, autoencoder=str(folder), **SMALL)
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
     (vae,) = used
-    assert same_weights(vae, load_pretrained(folder)) and not same_weights(vae, load_pretrained("vae"))
+    assert same_weights(vae, load_pretrained(folder)) and not same_weights(vae, load_pretrained(autoencoder))
     checksum = hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest()
     for card in (read_card(run), torch.load(run / "checkpoint.pt")["card"]):
         assert card["autoencoder"] == {"name": str(folder), "sha256": checksum} and card["target"] == "v"
-        assert torch.equal(schedule_of(card).beta, schedules.cosine_beta(CARDS["latent_unet"]["schedule"]["T"]))
+        assert torch.equal(schedule_of(card).beta, schedules.cosine_beta(CARDS[denoiser]["schedule"]["T"]))
     assert same_weights(load_autoencoder(read_card(run)), vae)
     assert same_weights(load_pretrained(run), model)
 
 
-def test_a_denoiser_of_latents_takes_the_published_autoencoder_unless_told_otherwise(small, tmp_path):
-    recipes.train_network("latent_unet", tmp_path, **SMALL)
-    assert read_card(tmp_path)["autoencoder"] == {"name": "vae", "sha256": read_card("vae")["sha256"]}
-    assert CARDS["latent_unet"]["autoencoder"] == "vae", "the card itself stays as it is"
+@every_denoiser_of_latents
+def test_a_denoiser_of_latents_takes_the_published_autoencoder_unless_told_otherwise(
+    small, tmp_path, denoiser, autoencoder
+):
+    recipes.train_network(denoiser, tmp_path, **SMALL)
+    assert read_card(tmp_path)["autoencoder"] == {"name": autoencoder, "sha256": read_card(autoencoder)["sha256"]}
+    assert CARDS[denoiser]["autoencoder"] == autoencoder, "the card itself stays as it is"
 
 
 def test_a_run_in_one_latent_does_not_go_on_in_another(small, tmp_path):
@@ -871,7 +982,7 @@ def test_a_run_in_one_latent_does_not_go_on_in_another(small, tmp_path):
 
 
 def test_an_autoencoder_that_is_nowhere_is_an_error_before_any_training(small, tmp_path):
-    with pytest.raises(WeightsError, match="there are no weights 'nowhere'; published are: vae"):
+    with pytest.raises(WeightsError, match="there are no weights 'nowhere'; published are: attention_autoencoder"):
         recipes.train_network("latent_unet", tmp_path, autoencoder="nowhere", **SMALL)
     assert list(tmp_path.iterdir()) == []
 
@@ -956,13 +1067,20 @@ def test_a_vae_can_be_trained_for_a_single_step(small, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments, said",
-    [(TINY["vae"] | {"channels": 3}, "a vae with 3 channels"), (None, "a transformer with no channels")],
+    "denoiser, other, arguments, said",
+    [
+        ("latent_unet", "transformer", {}, "'{}' is a Transformer; expected an autoencoder"),
+        ("vector_denoiser", "classifier", {"width": 2}, "'{}' is a Classifier; expected an autoencoder"),
+        ("latent_unet", "vae", {"channels": 3}, "latents of '{}' are (3, 7, 7); expected (2, 7, 7), as the"),
+        ("latent_unet", "attention_autoencoder", {}, "latents of '{}' are (1, 8, 8); expected (2, 7, 7), as the"),
+        ("vector_denoiser", "vae", {"grid": 1}, "latents of '{}' are (2, 1, 1); expected (1, 8, 8), as the"),
+    ],
 )
-def test_a_denoiser_of_latents_refuses_what_is_no_vae_of_its_channels(small, tmp_path, arguments, said):
-    name = "vae" if arguments else "transformer"
-    card = CARDS[name] | ({"arguments": arguments} if arguments else {})
+def test_a_denoiser_of_latents_refuses_what_is_no_autoencoder_or_has_latents_of_another_shape(
+    small, tmp_path, denoiser, other, arguments, said
+):
+    card = CARDS[other] | {"arguments": TINY.get(other, {}) | arguments}
     save_weights(tmp_path / "other" / "weights.safetensors", build(card), card)
-    with pytest.raises(ValueError, match=f"is {said}; expected a vae with {TINY['vae']['channels']}"):
-        recipes.train_network("latent_unet", tmp_path / "run", autoencoder=str(tmp_path / "other"), **SMALL)
+    with pytest.raises(ValueError, match=f"^{re.escape(said.format(tmp_path / 'other'))}"):
+        recipes.train_network(denoiser, tmp_path / "run", autoencoder=str(tmp_path / "other"), **SMALL)
     assert not (tmp_path / "run").exists()

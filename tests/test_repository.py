@@ -31,9 +31,10 @@ ALLOWED = {
     "metrics": {"data"},
     "train": {"checkpoints", "data"},
     "recipes": {"checkpoints", "data", "diffusion", "guidance", "models", "samplers", "schedules", "train"},
-    "player": {"data", "diffusion", "guidance", "metrics", "models", "plots", "samplers", "schedules"},
-    "results": {"checkpoints", "data", "plots", "recipes", "samplers", "train"},
-    "cli": {"checkpoints", "data", "export", "metrics", "recipes", "results", "samplers"},
+    "paths": {"data", "diffusion", "plots", "samplers", "schedules"},
+    "player": {"data", "diffusion", "guidance", "metrics", "models", "paths", "plots", "samplers", "schedules"},
+    "results": {"checkpoints", "data", "export", "plots", "recipes", "samplers", "train"},
+    "cli": {"checkpoints", "data", "export", "metrics", "paths", "recipes", "results", "samplers"},
 }
 
 

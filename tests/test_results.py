@@ -15,8 +15,9 @@ from fmdiff_helpers import recipes, results, train
 from fmdiff_helpers.checkpoints import build, load_pretrained, read_card
 from fmdiff_helpers.data import CLASS_NAMES
 from fmdiff_helpers.diffusion import at, eps_from_x0
+from fmdiff_helpers.export import save_figures
 from fmdiff_helpers.plots import image_grid, loss_curves
-from fmdiff_helpers.results import Results, save_figure
+from fmdiff_helpers.results import Results
 from fmdiff_helpers.samplers import generate
 from fmdiff_helpers.schedules import Schedule, cosine_beta
 from fmdiff_helpers.standin import draw_garments
@@ -182,7 +183,7 @@ def test_what_is_drawn_are_two_figures_named_like_their_files():
 def test_a_figure_is_saved_as_a_png_in_a_folder_that_need_not_be_there(tmp_path):
     path = tmp_path / "new" / "folder" / "name.png"
     for grey in (100, 200):  # the second over the first
-        save_figure(path, image_grid(torch.full((4, 1, 9, 9), grey, dtype=torch.uint8), 2))
+        save_figures(path, image_grid(torch.full((4, 1, 9, 9), grey, dtype=torch.uint8), 2))
         with Image.open(path) as image:
             assert image.format == "PNG" and image.convert("L").getpixel((10, 10)) == grey
     assert [file.name for file in path.parent.iterdir()] == ["name.png"]
@@ -260,14 +261,14 @@ def test_pictures_are_png_files_that_show_something(trained):
 
 
 def test_the_loss_is_drawn_as_it_is_by_now(trained, tmp_path):
-    save_figure(tmp_path / "loss.png", loss_curves(trained.history))
+    save_figures(tmp_path / "loss.png", loss_curves(trained.history))
     assert (tmp_path / "loss.png").read_bytes() == (trained.folder / "loss.png").read_bytes()
 
 
 @pytest.mark.parametrize("step", [2, 8])
 def test_the_pictures_are_those_of_the_averaged_weights_after_so_many_steps(trained, tmp_path, step):
     for name, figure in Results(tmp_path, num_steps=2).draw(trained.averages[step], CARD).items():
-        save_figure(tmp_path / f"{name}.png", figure)
+        save_figures(tmp_path / f"{name}.png", figure)
         found = trained.folder / f"step_00000{step}" / f"{name}.png"
         assert (tmp_path / f"{name}.png").read_bytes() == found.read_bytes()
         other = trained.folder / f"step_00000{10 - step}" / f"{name}.png"
@@ -293,7 +294,7 @@ def point(step: int, validated: bool) -> dict:
 def write(trained, tmp_path, monkeypatch):
     """Call Results with a history, pictures left out, and return the folders that hold weights by now."""
     monkeypatch.setattr(Results, "draw", lambda self, model, card: {})
-    monkeypatch.setattr(results, "save_figure", lambda path, figure: None)
+    monkeypatch.setattr(results, "save_figures", lambda path, figure: None)
     (tmp_path / "checkpoint.pt").write_bytes((trained.folder / "checkpoint.pt").read_bytes())
 
     def call(history, **options):
@@ -329,7 +330,7 @@ def test_a_training_that_goes_on_writes_on(tmp_path, trained, monkeypatch):
     """And after as many validations as if nothing had stopped it."""
     kept, places = [], []
     monkeypatch.setattr(Results, "draw", lambda self, model, card: {"generation": None, "samples": None})
-    monkeypatch.setattr(results, "save_figure", lambda path, figure: places.append(path.relative_to(tmp_path)))
+    monkeypatch.setattr(results, "save_figures", lambda path, figure: places.append(path.relative_to(tmp_path)))
 
     def stop(history):
         Results(tmp_path, keep_every=2)(history)
@@ -350,7 +351,7 @@ def test_a_training_that_goes_on_writes_on(tmp_path, trained, monkeypatch):
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_a_training_with_results_ends_in_the_weights_of_one_without(tmp_path, monkeypatch, dropout):
     """Dropout draws the global random numbers, which a checkpoint keeps: looking on must not use them up."""
-    monkeypatch.setattr(results, "save_figure", lambda path, figure: None)
+    monkeypatch.setattr(results, "save_figures", lambda path, figure: None)
     monkeypatch.setattr(results, "image_grid", lambda *images, **labels: None)
     card = CARD | {"arguments": CARD["arguments"] | {"dropout": dropout}}
     for name, report in (("with", Results(tmp_path / "with", num_steps=1)), ("without", lambda history: None)):

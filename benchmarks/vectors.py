@@ -1,0 +1,88 @@
+"""Measure lesson 07's choice: 64 numbers with places or without, and which network draws them.
+
+uv run python benchmarks/vectors.py train vector   an autoencoder and two denoisers of its latents; or `train map`
+uv run python benchmarks/vectors.py measure        both kinds, into the card of the published denoiser
+"""
+
+import json
+import os
+import platform
+import sys
+
+import torch
+
+from fmdiff_helpers.checkpoints import PUBLISHED, build, load_pretrained, read_card
+from fmdiff_helpers.data import describe_data, load_fashion_mnist, to_uint8
+from fmdiff_helpers.metrics import Judge, mean_and_spread
+from fmdiff_helpers.recipes import CARDS, PROFILES, describe_autoencoder, load_autoencoder, load_denoiser, task
+from fmdiff_helpers.samplers import generate
+from fmdiff_helpers.train import train
+
+N, SEEDS, NUM_STEPS, TRAINING_STEPS = 1000, 3, 50, 3000
+LATENTS = {"vector": False, "map": True}  # without places, or with
+DENOISERS = {
+    "transformer": {},
+    "U-Net": {
+        "network": "unet.UNet",
+        "arguments": {"channels": 1, "width": 32, "mults": [1, 2], "patch": 1, "num_classes": 10},
+    },
+}
+
+
+def folder_of(*names: str) -> str:
+    """Return where a network is trained: an autoencoder, or a denoiser of its latents."""
+    return "_".join(["runs/latent", *names])
+
+
+def train_card(card: dict, folder: str, steps: int) -> None:
+    """Train the network of a card for so many steps, from the weights of seed 0."""
+    card |= {"recipe": card["recipe"] | {"steps": steps}, "data": describe_data()}
+    torch.manual_seed(0)
+    model = build(card)
+    loss, draw, data, validate = task(card, *load_fashion_mnist("train"), torch.device("cpu"))
+    train(model, loss, draw, data, validate, folder, card)
+
+
+def train_latent(latent: str) -> None:
+    """Train an autoencoder, and both denoisers in its latent."""
+    card = CARDS["attention_autoencoder"]
+    card = card | {"arguments": card["arguments"] | {"places": LATENTS[latent]}}
+    train_card(card, folder_of(latent), PROFILES["attention_autoencoder"]["full"]["steps"])
+    for name, changes in DENOISERS.items():
+        card = CARDS["vector_denoiser"] | changes
+        card |= {"autoencoder": describe_autoencoder(folder_of(latent), (1, 8, 8))}
+        train_card(card, folder_of(latent, name), TRAINING_STEPS)
+
+
+def measure() -> None:
+    """Measure all that has been trained: what the latent keeps, and what is drawn in it."""
+    images = {split: load_fashion_mnist(split)[0] for split in ("train", "test")}
+    judge, y = Judge(load_pretrained("classifier"), images["train"], images["test"]), torch.arange(N) % 10
+    results = {"n": N, "seeds": SEEDS, "steps": NUM_STEPS, "training_steps": TRAINING_STEPS}
+    results["device"] = f"cpu, {torch.get_num_threads()} threads, {platform.machine()}"
+    for latent in LATENTS:
+        autoencoder = load_pretrained(folder_of(latent))
+        about = {"weights": sum(p.numel() for p in autoencoder.parameters())}
+        results[f"ceiling of the {latent}"] = mean_and_spread(judge.ceiling(N, autoencoder)) | about
+        for name in DENOISERS:
+            folder = folder_of(latent, name)
+            model, schedule = load_denoiser(folder)
+            vae = load_autoencoder(read_card(folder))
+            drawn = (generate(model, schedule, N, seed, NUM_STEPS, y, vae=vae) for seed in range(SEEDS))
+            found = mean_and_spread([judge.measure(to_uint8(samples), y) for samples in drawn])
+            about = {"weights": sum(p.numel() for p in load_pretrained(folder).parameters())}
+            results[f"{name} on the {latent}"] = found | about
+            print(f"{name} on the {latent}: {found}", flush=True)
+    card = read_card("vector_denoiser") | {"latents": results}
+    (PUBLISHED / "vector_denoiser.json").write_text(json.dumps(card, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count())))
+    match sys.argv[1:]:
+        case ["train", latent] if latent in LATENTS:
+            train_latent(latent)
+        case ["measure"]:
+            measure()
+        case _:
+            print(__doc__)

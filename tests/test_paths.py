@@ -1,0 +1,306 @@
+"""The claims of fmdiff_helpers.paths: chains as they were walked, loops that are no mirror, ways that end as they say.
+
+Where data are Gaussian the best model is known, and with it the way that DDIM takes: straight lines from noise to data.
+"""
+
+import math
+from itertools import pairwise
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.testing import assert_close
+
+from fmdiff_helpers.data import to_model, to_uint8
+from fmdiff_helpers.diffusion import eps_from_x0
+from fmdiff_helpers.paths import (
+    chain_figures,
+    diffusion_path,
+    draw_chain,
+    draw_ways,
+    encode,
+    latent_map,
+    path_length,
+    principal_axes,
+    reconstructions,
+    record_chain,
+    there_and_back,
+)
+from fmdiff_helpers.samplers import sample_ddim, slerp
+from fmdiff_helpers.schedules import Schedule, cosine_beta
+from fmdiff_helpers.standin import draw_garments
+
+COSINE, LONG = Schedule(cosine_beta(50)), Schedule(cosine_beta(1000))
+UNEVEN = Schedule(torch.tensor([0.1, 0.4, 0.2, 0.6], dtype=torch.float64))
+CLOSE = {"rtol": 1e-9, "atol": 1e-9}  # float64 round-off after 50 steps
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=seeded(seed), dtype=torch.float64)
+
+
+def two_points(schedule: Schedule):
+    """Return the best model where each number is 1 or -1, and of the opposite sign for odd labels: E[eps | xt]."""
+
+    def model(xt, t, y):
+        a, b = (table[t].reshape(-1, *[1] * (xt.ndim - 1)) for table in (schedule.signal_scale, schedule.noise_scale))
+        sign = 1 - 2 * (y % 2).reshape(a.shape)
+        return eps_from_x0(xt, t, sign * (1.5 * a * xt / b**2).tanh(), schedule)
+
+    return model
+
+
+Y = torch.tensor([0, 1, 3])
+
+
+# Chains as they were walked
+
+
+@pytest.mark.parametrize("num_steps", [None, 7, 1])
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_a_chain_is_recorded_from_the_noise_to_the_sample_that_ddim_draws_with_the_same_random_numbers(eta, num_steps):
+    """Each state is what a step saw, and nothing is clipped."""
+    x, steps, model = 3 * normal(3, 1, 4, 4), [], two_points(COSINE)
+    path, times = record_chain(model, x, COSINE, seeded(), num_steps, Y, eta)
+    options = {"num_steps": num_steps, "clip": math.inf, "eta": eta, "watch": steps.append}
+    sample = sample_ddim(model, x, COSINE, seeded(), y=Y, **options)
+    assert path.shape == ((num_steps or 50) + 1, 3, 1, 4, 4) and path[0].equal(x) and path[-1].equal(sample)
+    assert all(state.equal(step.xt) for state, step in zip(path, steps, strict=False))
+    assert times == [step.t for step in steps] and times[0] == 49 and (num_steps == 1 or times[-1] == 0)
+    assert all(later < sooner for sooner, later in pairwise(times)) and len(times) == len(path) - 1
+    again, _ = record_chain(model, x, COSINE, seeded(1), num_steps, Y, eta)
+    assert again.equal(path) == (eta == 0 or num_steps == 1)
+
+
+def test_the_states_of_a_chain_are_not_clipped():
+    path, _ = record_chain(lambda xt, t, y: 0 * xt, 3 * normal(3, 4), UNEVEN)
+    assert_close(path[-1], 3 * normal(3, 4) / UNEVEN.signal_scale[-1], **CLOSE)
+
+
+def test_a_seed_and_labels_draw_a_chain_of_ddim_in_the_latent_of_an_autoencoder():
+    autoencoder, model, before = SimpleNamespace(latent_shape=(1, 3, 2)), two_points(LONG), torch.get_rng_state()
+    (path, times), (same, _), (other, _) = (draw_chain(model, LONG, autoencoder, Y, seed, 5) for seed in (4, 4, 5))
+    x = torch.randn((3, 1, 3, 2), generator=seeded(4))
+    expected = record_chain(model, x, LONG, seeded(), 5, Y)
+    assert path.equal(expected[0]) and times == expected[1] and path[0].equal(x)
+    assert same.equal(path) and not other[0].isclose(path[0]).any()
+    assert draw_chain(model, LONG, autoencoder, Y)[0].shape == (51, 3, 1, 3, 2)
+    assert torch.get_rng_state().equal(before)
+
+
+# There and back
+
+
+@pytest.fixture(scope="module")
+def loop() -> SimpleNamespace:
+    """A chain of K = 10 steps of 50 that is not straight, and its loop."""
+    path, times = record_chain(two_points(COSINE), normal(3, 1, 4, 4), COSINE, num_steps=10, y=Y)
+    return SimpleNamespace(path=path, times=times, frames=there_and_back(path, times, COSINE), K=10)
+
+
+def test_a_loop_begins_and_ends_with_the_sample_and_comes_back_as_the_chain_came(loop):
+    assert loop.frames.shape == (2 * loop.K + 1, 3, 1, 4, 4)
+    assert loop.frames[0].equal(loop.path[-1]) and loop.frames[loop.K + 1 :].equal(loop.path[1:])
+
+
+def test_there_a_loop_mixes_the_sample_and_the_noise_of_the_beginning_more_from_step_to_step(loop):
+    """By the signal and the noise scales of the chain's own steps; in the middle it is nearly that noise."""
+    rising = sorted(loop.times)
+    assert rising[0] == 0 and rising[-1] == 49
+    for frame, t in zip(loop.frames[1 : loop.K + 1], rising, strict=True):
+        alpha_bar = (1 - COSINE.beta)[: t + 1].prod()
+        assert_close(frame, alpha_bar.sqrt() * loop.path[-1] + (1 - alpha_bar).sqrt() * loop.path[0], **CLOSE)
+    signal = COSINE.signal_scale[-1].item()
+    assert_close(loop.frames[loop.K], loop.path[0], rtol=0, atol=1.1 * signal)
+
+
+def test_a_loop_is_no_mirror(loop):
+    """The two states of each step lie apart: where the sample, still open then, is half decided, by far."""
+    apart = [(loop.frames[k] - loop.frames[2 * loop.K - k]).abs().max().item() for k in range(1, loop.K)]
+    assert min(apart) > 1e-6 and max(apart) > 0.3
+
+
+# How long a way is
+
+
+def test_a_straight_way_is_as_long_as_its_ends_are_apart_however_many_steps_it_takes():
+    a, b = normal(3, 2, 4), normal(3, 2, 4, seed=1)
+    for num in (2, 11):
+        way = torch.stack([torch.lerp(a, b, share) for share in torch.linspace(0, 1, num).double()])
+        assert_close(path_length(way), (a - b).flatten(1).norm(dim=1), **CLOSE)
+
+
+def test_the_steps_of_a_zigzag_are_summed_for_each_way():
+    """3-4-5 triangles there and back, and one way that stays where it is."""
+    zigzag = torch.tensor([[[0.0, 0.0], [1.0, 1.0]], [[3.0, 4.0], [1.0, 1.0]], [[0.0, 0.0], [1.0, 1.0]]])
+    assert path_length(zigzag).tolist() == [10, 0]
+    assert path_length(zigzag[:1]).tolist() == [0, 0]
+
+
+# From one garment to another
+
+MEAN, STD = torch.tensor([0.5, -1.0, 0.2]).double(), torch.tensor([0.3, 1.5, 0.5]).double()
+
+
+def gaussian(xt, t, y):
+    """The best model for data N(MEAN, STD^2), whatever the label: E[eps | xt]."""
+    a, b = LONG.signal_scale[t, None], LONG.noise_scale[t, None]
+    return b * (xt - a * MEAN) / (a**2 * STD**2 + b**2)
+
+
+def test_on_gaussian_data_the_way_is_the_arc_from_noise_to_noise_and_misses_half_as_much_with_twice_the_steps():
+    """DDIM's path leads from the noise z to STD z + MEAN: so does an arc of noises to a way from end to end."""
+    noises, share, errors = (normal(1, 3), normal(1, 3, seed=1)), torch.linspace(0, 1, 5).double(), []
+    ends = [MEAN + STD * noise for noise in noises]
+    expected = MEAN + STD * slerp(*(noise.expand(5, 3) for noise in noises), share)
+    for num_steps in (50, 100, 200):
+        way = diffusion_path(gaussian, LONG, ends, (3, 8), share, num_steps)
+        errors.append((way - expected).norm(dim=1))
+    assert_close(expected[[0, -1]], torch.cat(ends), **CLOSE)
+    assert errors[-1].max() < 0.03
+    for coarse, fine in pairwise(errors):
+        assert_close(fine / coarse, torch.full((5,), 0.5).double(), rtol=0, atol=0.08)
+
+
+def test_each_end_is_taken_to_noise_as_its_kind_and_on_the_way_the_predictions_are_blended_by_share():
+    """Where the noise predicted depends on the label alone, all steps of DDIM are one: x = a z + b eps."""
+    said, calls = {2: normal(1, 3, seed=2), 7: normal(1, 3, seed=3)}, []
+
+    def model(xt, t, y):
+        calls.append((t.unique().tolist(), y.tolist()))
+        return said[y[0].item()].expand(xt.shape)
+
+    ends, share = (normal(1, 3), normal(1, 3, seed=1)), torch.tensor([0.0, 0.3, 1.0]).double()
+    way = diffusion_path(model, UNEVEN, ends, (2, 7), share, 3)
+    a, b = UNEVEN.signal_scale[-1], UNEVEN.noise_scale[-1]
+    noises = [(a * z + b * eps).expand(3, 3) for z, eps in zip(ends, said.values(), strict=True)]
+    blended = said[2] + share[:, None] * (said[7] - said[2])
+    assert_close(way, (slerp(*noises, share) - b * blended) / a, **CLOSE)
+    to_noise = [([t], [kind]) for kind in (2, 7) for t in (0, 0, 2)]
+    assert calls == to_noise + [([t], [kind] * 3) for t in (3, 2, 0) for kind in (2, 7)]
+
+
+# Maps
+
+
+def test_the_principal_axes_of_a_cloud_are_those_in_which_it_was_stretched_most_the_longer_first():
+    """Points in pairs about the middle, along four directions at right angles: their covariance is known exactly."""
+    directions, middle = torch.linalg.qr(normal(4, 4)).Q, normal(4, seed=1)
+    arms = torch.tensor([1.0, 3.0, 0.5, 2.0]).double()[:, None] * directions.T
+    mean, axes = principal_axes((middle + torch.cat([arms, -arms])).reshape(8, 1, 2, 2))
+    assert_close(mean, middle, **CLOSE)
+    assert axes.shape == (4, 2)
+    assert_close(axes.T @ axes, torch.eye(2).double(), **CLOSE)
+    assert_close((axes * directions[:, [1, 3]]).sum(dim=0).abs(), torch.ones(2).double(), **CLOSE)
+
+
+class Cut(nn.Module):
+    """Keep 8 x 8 pixels of the middle, doubled, and put them back on grey."""
+
+    latent_shape = (1, 8, 8)
+
+    def to_latent(self, x0):
+        return 2 * x0[:, :, 10:18, 10:18]
+
+    def from_latent(self, z):
+        return F.pad(z / 2, (10, 10, 10, 10))
+
+
+IMAGES, LABELS = draw_garments(40)
+Z = (2 * to_model(IMAGES)[:, :, 10:18, 10:18]).flatten(1)
+
+
+def on_the_map(z: torch.Tensor) -> torch.Tensor:
+    middle, axes = principal_axes(Z)
+    return (z.flatten(1) - middle) @ axes
+
+
+def points(figure) -> torch.Tensor:
+    """Return where the points of a map lie, (N, 2)."""
+    return torch.tensor(figure.axes[0].collections[0].get_offsets().data).float()
+
+
+def pictures(figure, rows: int, columns: int) -> torch.Tensor:
+    """Cut the pictures of an image grid out of it, (rows, columns, 28, 28)."""
+    whole = torch.tensor(np.asarray(figure.axes[0].images[0].get_array()))
+    assert whole.shape == (29 * rows, 29 * columns)
+    return whole.reshape(rows, 29, columns, 29).transpose(1, 2)[..., :28, :28]
+
+
+def test_images_are_encoded_to_their_standardised_latents():
+    assert encode(Cut(), IMAGES).equal(Z) and Z.shape == (40, 64)
+
+
+def test_a_map_shows_the_latents_along_their_principal_axes_in_the_colours_of_their_kinds():
+    figure = latent_map(Cut(), IMAGES, LABELS)
+    assert_close(points(figure), on_the_map(Z))
+    axis = figure.axes[0]
+    assert axis.collections[0].get_array().tolist() == LABELS.tolist()
+    assert axis.get_xlabel() == "first principal component" and axis.get_ylabel() == "second principal component"
+
+
+def test_a_map_of_neighbours_keeps_them_together_and_names_no_axes():
+    """Images of the same brightness lie nearer to each other than to the others."""
+    bright, noise = torch.arange(40) < 15, torch.randint(0, 20, (40, 1, 28, 28), generator=seeded())
+    figure = latent_map(Cut(), (noise + 200 * bright[:, None, None, None]).byte(), LABELS, "tsne")
+    apart = torch.cdist(points(figure), points(figure)).fill_diagonal_(math.inf)
+    assert points(figure).shape == (40, 2) and bright[apart.argmin(dim=1)].equal(bright)
+    assert figure.axes[0].get_xlabel() == figure.axes[0].get_ylabel() == ""
+    assert figure.axes[0].collections[0].get_array().tolist() == LABELS.tolist()
+
+
+# Pictures
+
+
+def test_reconstructions_are_three_rows_and_the_third_is_the_difference_of_the_first_two():
+    figure, x0 = reconstructions(Cut(), IMAGES[:4]), to_model(IMAGES[:4])[:, 0]
+    first, second, third = pictures(figure, 3, 4)
+    middle = torch.zeros(4, 28, 28)
+    middle[:, 10:18, 10:18] = x0[:, 10:18, 10:18]
+    assert first.equal(x0) and second.equal(middle) and third.equal(middle - x0)
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert names == ["picture", "from its latent", "difference"]
+
+
+@pytest.fixture(scope="module")
+def chain() -> tuple[torch.Tensor, list[int]]:
+    """Chains of three garments in 10 steps of 50."""
+    path, times = record_chain(two_points(COSINE), normal(3, 1, 8, 8), COSINE, num_steps=10, y=Y)
+    return path.float(), times
+
+
+@pytest.mark.parametrize("options, shown", [({"columns": 5}, [0, 2, 5, 8, 10]), ({"columns": 99}, list(range(11)))])
+def test_a_chain_is_drawn_as_pictures_from_the_noise_to_the_sample_with_their_steps(chain, options, shown):
+    """As many as there are columns, or states; below is its way on the map."""
+    path, times = chain[0][:, 1], chain[1]
+    row, _ = chain_figures(Cut(), path, times, IMAGES, LABELS, **options)
+    assert pictures(row, 1, len(shown))[0].equal(Cut().from_latent(path[shown])[:, 0])
+    heads = [label.get_text() for label in row.axes[0].get_xticklabels()]
+    assert heads == [f"t = {times[k]}" for k in shown[:-1]] + ["sample"] and heads[0] == "t = 49"
+
+
+def lines(figure) -> torch.Tensor:
+    """Return the lines of a figure, (lines, points, 2)."""
+    return torch.tensor(np.stack([line.get_xydata() for line in figure.axes[0].lines])).float()
+
+
+def test_ways_on_the_map_lead_from_a_dot_at_the_noise_to_the_garment_that_they_end_in(chain):
+    path, times = chain
+    figure = draw_ways(Cut(), path, IMAGES, LABELS)
+    ways = torch.stack([on_the_map(state) for state in path], dim=1)
+    assert_close(lines(figure), ways)
+    assert all(line.get_marker() == "o" and line.get_markevery() == [0] for line in figure.axes[0].lines)
+    for k, garment in enumerate(figure.axes[0].artists):
+        assert_close(torch.tensor(np.array(garment.xy)), ways[k, -1])
+        assert (garment.offsetbox.get_data() == to_uint8(Cut().from_latent(path[-1]))[k, 0].numpy()).all()
+    assert len(figure.axes[0].artists) == 3
+    assert_close(points(figure), on_the_map(Z))
+    assert figure.axes[0].collections[0].get_array().tolist() == LABELS.tolist()
+    assert_close(lines(chain_figures(Cut(), path[:, 1], times, IMAGES, LABELS)[1]), ways[1:2])
