@@ -303,7 +303,7 @@ def show_latent(
     out: Annotated[Path | None, typer.Option("-o", "--out", help="WHAT.png if left out, loop.gif for a loop.")] = None,
     label: Annotated[str, typer.Option(help="For path and loop: a garment, as Dress or 3.")] = "Dress",
     seed: Annotated[int, typer.Option(min=0, max=2**32, help="For path and loop: which chain.")] = 0,
-    steps: Annotated[int, typer.Option(help="For path and loop: steps of DDIM.")] = 50,
+    steps: Annotated[int, typer.Option(help="For path and loop: steps of DDIM.")] = 20,
     tsne: Annotated[bool, typer.Option("--tsne", help="For latents: neighbours together, in place of PCA.")] = False,
 ) -> None:
     """Draw what happens in a latent: of an autoencoder, or of the denoiser that draws there.
@@ -331,7 +331,8 @@ def show_latent(
             known = "a denoiser of latents" + ("" if what in ("path", "loop") else ", or an autoencoder")
             raise ValueError(f"{name!r} ({card['network'].split('.')[1]}) has no {what} to show; name {known}")
         autoencoder = load_autoencoder(card, device) if draws else load_pretrained(name, device)
-        images, labels = (part[:2000] for part in load_fashion_mnist("test", device))
+        if what != "loop":
+            images, labels = (part[:2000] for part in load_fashion_mnist("test", device))
         if what == "reconstructions":
             save_figures(out, reconstructions(autoencoder, images[:10]))
         elif what == "latents":

@@ -127,7 +127,8 @@ def draw_ways(autoencoder: nn.Module, paths: Tensor, images: Tensor, labels: Ten
     for way, garment in zip(ways.swapaxes(0, 1), to_uint8(autoencoder.from_latent(paths[-1])).cpu(), strict=True):
         figure.axes[0].plot(*way.T, color="black", marker="o", markevery=[0], markersize=7)
         picture = OffsetImage(garment[0].numpy(), zoom=1, cmap="gray", norm=Normalize(0, 255))
-        figure.axes[0].add_artist(AnnotationBbox(picture, way[-1], pad=0.1))
+        above = {"xybox": (0, 24), "boxcoords": "offset points"}  # so that it does not hide a short way
+        figure.axes[0].add_artist(AnnotationBbox(picture, way[-1], pad=0.1, **above))
     return figure
 
 
