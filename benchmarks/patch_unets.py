@@ -1,7 +1,7 @@
 """Measure lesson 06's choices: how far to guide and when; and the parts of the network and of its training.
 
 uv run python benchmarks/patch_unets.py train NAME   one network, 1000 steps; 10 minutes of a processor core
-uv run python benchmarks/patch_unets.py choices      all of them, into the card of the published network
+uv run python benchmarks/patch_unets.py choices      all of them, or those named, into the card of the published network
 uv run python benchmarks/patch_unets.py guidance     the published one over w and ranges of steps, into the same card
 
 Names: those of `VARIANTS`.
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fmdiff_helpers.checkpoints import PUBLISHED, build, load_pretrained, read_card
-from fmdiff_helpers.data import describe_data, load_fashion_mnist, to_uint8
+from fmdiff_helpers.data import describe_data, load_fashion_mnist, to_model, to_uint8
 from fmdiff_helpers.guidance import guided
 from fmdiff_helpers.metrics import Judge, mean_and_spread, spread_within
 from fmdiff_helpers.recipes import CARDS, load_denoiser, task
@@ -42,10 +42,10 @@ VARIANTS = {
     "100 linear steps": {"schedule": {"beta": "linear_beta", "T": 100}},
     "curriculum": {},
 }
-# w, the steps it is kept to, how many images, and in how many steps.
-GUIDANCE = [(w, None, N, NUM_STEPS) for w in (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0)]
-GUIDANCE += [(3.0, interval, N, NUM_STEPS) for interval in ((0, 99), (60, 139), (100, 199))]
-GUIDANCE += [(1.0, None, 10 * N, 50), (2.0, None, 10 * N, 50)]
+# w, and the steps it is kept to; and one w with more images and steps, of one seed.
+GUIDANCE = [(w, None) for w in (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0)]
+GUIDANCE += [(3.0, interval) for interval in ((0, 99), (60, 139), (100, 199))]
+MORE_W, MORE = 2.0, {"n": 10 * N, "num_steps": 50, "seeds": 1}
 
 
 def folder_of(name: str) -> str:
@@ -67,12 +67,17 @@ class Curriculum:
         return t * reached // self.T, *others
 
 
-def train_variant(name: str) -> None:
-    """Train one variant, with everything but its own choice alike."""
-    torch.set_num_threads(1)
+def card_of(name: str) -> dict:
+    """Return the card of a variant: everything but its own choice is as published."""
     card, changes = CARDS["patch_unet"], VARIANTS[name]
     card = card | changes | {"arguments": card["arguments"] | changes.get("arguments", {})}
-    card |= {"recipe": card["recipe"] | {"steps": STEPS}, "data": describe_data(), "choice": name}
+    return card | {"recipe": card["recipe"] | {"steps": STEPS}, "data": describe_data(), "choice": name}
+
+
+def train_variant(name: str) -> None:
+    """Train one variant."""
+    torch.set_num_threads(1)
+    card = card_of(name)
     torch.manual_seed(0)
     model = build(card)
     loss, draw, data, validate = task(card, *load_fashion_mnist("train"), torch.device("cpu"))
@@ -86,16 +91,34 @@ def new_judge() -> Judge:
     return Judge(load_pretrained("classifier"), images["train"], images["test"])
 
 
-def measure(judge: Judge, model: Callable, schedule: Schedule, n: int = N, num_steps: int = NUM_STEPS) -> dict:
+def measure(
+    judge: Judge, model: Callable, schedule: Schedule, n: int = N, num_steps: int = NUM_STEPS, seeds: int = SEEDS
+) -> dict:
     """Return mean and spread of all measures of a denoiser's samples, and of the seconds that drawing them takes."""
     y, measured = torch.arange(n) % 10, []
-    for seed in range(SEEDS):
+    for seed in range(seeds):
         start = time.monotonic()
         samples = generate(model, schedule, n, seed, num_steps, y).clamp(-1, 1)
         seconds = time.monotonic() - start
         found = judge.measure(to_uint8(samples), y)
         measured.append(found | {"spread": spread_within(samples, y), "seconds": seconds})
     return mean_and_spread(measured)
+
+
+def step_times(rounds: int = 5) -> dict[str, tuple[float, float]]:
+    """Return how long a training step takes, relative to that of the network as published: mean and spread."""
+    data, ratios = load_fashion_mnist("train"), []
+    networks = {name: build(card_of(name)) for name in VARIANTS}
+    tasks = {name: task(card_of(name), *data, torch.device("cpu"))[:2] for name in VARIANTS}
+    x0, y, generator = to_model(data[0][:128]), data[1][:128], torch.Generator()
+    for _ in range(rounds + 1):
+        seconds = {}
+        for name, (loss, draw) in tasks.items():
+            start = time.monotonic()
+            loss(networks[name], x0, y, *draw(x0, generator)).mean().backward()
+            seconds[name] = time.monotonic() - start
+        ratios.append({name: each / seconds["as published"] for name, each in seconds.items()})
+    return mean_and_spread(ratios[1:])  # the first one warms up
 
 
 def publish(table: str, results: dict, **about: object) -> None:
@@ -108,23 +131,24 @@ def publish(table: str, results: dict, **about: object) -> None:
     print(results, flush=True)
 
 
-def measure_choices() -> None:
-    """Measure all variants that have been trained."""
-    judge = new_judge()
-    for name in VARIANTS:
+def measure_choices(names: list[str]) -> None:
+    """Measure variants that have been trained."""
+    judge, times = new_judge(), step_times()
+    for name in names:
         card, (model, schedule) = read_card(folder_of(name)), load_denoiser(folder_of(name))
-        about = {"minutes": card["seconds"] / 60, "weights": sum(p.numel() for p in build(card).parameters())}
+        about = {"step_time": times[name], "weights": sum(p.numel() for p in build(card).parameters())}
         publish("choices", {name: measure(judge, model, schedule) | about}, training_steps=STEPS)
 
 
 def measure_guidance() -> None:
     """Measure the published network over w and ranges of steps; and once more with more images."""
     judge, (model, schedule) = new_judge(), load_denoiser("patch_unet")
-    for w, interval, n, num_steps in GUIDANCE:
+    for w, interval in GUIDANCE:
         name = f"w {w:g}" + (f", steps {interval[0]} to {interval[1]}" if interval else "")
-        name += f", {n} images, {num_steps} steps" if n != N else ""
-        publish("guidance", {name: measure(judge, guided(model, w, interval), schedule, n, num_steps)})
-    publish("guidance", {f"floor, {10 * N} images": mean_and_spread(judge.floor(10 * N))})
+        publish("guidance", {name: measure(judge, guided(model, w, interval), schedule)})
+    name = f"w {MORE_W:g}, {MORE['n']} images, {MORE['num_steps']} steps, {MORE['seeds']} seed"
+    publish("guidance", {name: measure(judge, guided(model, MORE_W), schedule, **MORE)})
+    publish("guidance", {f"floor, {MORE['n']} images": mean_and_spread(judge.floor(MORE["n"]))})
 
 
 if __name__ == "__main__":
@@ -132,8 +156,8 @@ if __name__ == "__main__":
     match sys.argv[1:]:
         case ["train", name] if name in VARIANTS:
             train_variant(name)
-        case ["choices"]:
-            measure_choices()
+        case ["choices", *names]:
+            measure_choices(names or list(VARIANTS))
         case ["guidance"]:
             measure_guidance()
         case _:
