@@ -145,7 +145,18 @@ def test_lesson_05_in_jupyterlab():
         check_changes(page, garments, before)
 
 
-@pytest.mark.parametrize(("number", "count"), [("01", 3), ("02", 2), ("03", 1), ("04", 2), ("05", 2)])
+def test_lesson_06_in_jupyterlab():
+    with lesson_run("06", films=1) as page:
+        explorer, handle = check_explorer(page)
+        slide_to_the_end(page, handle)
+        garments = explorer.locator("img").last
+        for control, choice in ((0, "Trouser"), (1, "8.0")):
+            before = pixels(garments)
+            explorer.locator("select").nth(control).select_option(choice)
+            check_changes(page, garments, before)
+
+
+@pytest.mark.parametrize(("number", "count"), [("01", 3), ("02", 2), ("03", 1), ("04", 2), ("05", 2), ("06", 1)])
 def test_exported_html_plays_without_a_kernel_and_without_a_network(tmp_path, number, count):
     page_file = tmp_path / "lesson.html"
     page_file.write_text(HTMLExporter().from_filename(str(LESSONS[number]))[0])
