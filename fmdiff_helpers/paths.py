@@ -97,7 +97,7 @@ def latent_map(autoencoder: nn.Module, images: Tensor, labels: Tensor, method: s
     """Draw where an autoencoder puts images uint8 (N, 1, 28, 28) of the kinds `labels` (N,), on a plane.
 
     `method` "pca" keeps the two directions of most variance; "tsne" keeps neighbours together, and neither distances
-    nor directions: ten seconds for 2000 images. (van der Maaten & Hinton 2008)
+    nor directions: under a minute for 2000 images. (van der Maaten & Hinton 2008)
     """
     z = encode(autoencoder, images)
     if method == "pca":
