@@ -301,9 +301,9 @@ def show_latent(
     what: Annotated[str, typer.Argument(help="One of reconstructions, latents, path and loop.")],
     name: Network,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="WHAT.png if left out, loop.gif for a loop.")] = None,
-    label: Annotated[str, typer.Option(help="For path and loop: a garment, as Dress or 3.")] = "Dress",
-    seed: Annotated[int, typer.Option(min=0, max=2**32, help="For path and loop: which chain.")] = 0,
-    steps: Annotated[int, typer.Option(help="For path and loop: steps of DDIM.")] = 20,
+    label: Annotated[str | None, typer.Option(help="For path and loop: a garment, Dress if left out.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**32, help="For path and loop: which chain.")] = None,
+    steps: Annotated[int | None, typer.Option(help="For path and loop: steps of DDIM, 20 if left out.")] = None,
     tsne: Annotated[bool, typer.Option("--tsne", help="For latents: neighbours together, in place of PCA.")] = False,
 ) -> None:
     """Draw what happens in a latent: of an autoencoder, or of the denoiser that draws there.
@@ -323,7 +323,12 @@ def show_latent(
     out = out or Path("loop.gif" if what == "loop" else f"{what}.png")
     check_choice("the ending of --out", out.suffix, [".gif", ".webp"] if what == "loop" else [".png"])
     check_place(out, folder=False)
-    y, device = choose_labels(label, 5, takes_labels=True), PartialState().device
+    of_chains = {} if what in ("path", "loop") else {"--label": label, "--seed": seed, "--steps": steps}
+    for option, value in (of_chains | ({} if what == "latents" else {"--tsne": tsne or None})).items():
+        if value is not None:
+            raise fail(f"{option} is given, but {what} {'have' if of_chains else 'has'} no use for it; leave it out", 2)
+    y, device = choose_labels(label or "Dress", 5, takes_labels=True), PartialState().device
+    steps = 20 if steps is None else steps
     with plain_errors():
         card = read_card(name)
         draws = "autoencoder" in card
@@ -340,7 +345,7 @@ def show_latent(
         else:
             model, schedule = load_denoiser(name, device)
             check_steps(steps, name, schedule.T)
-            path, times = draw_chain(model, schedule, autoencoder, y, seed, steps)
+            path, times = draw_chain(model, schedule, autoencoder, y, seed or 0, steps)
             if what == "path":
                 save_figures(out, *chain_figures(autoencoder, path[:, 0], times, images, labels))
             else:
