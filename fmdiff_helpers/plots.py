@@ -175,6 +175,24 @@ def class_clouds(points: Tensor, labels: Tensor, names: Sequence[str], size: flo
     return figure
 
 
+def class_distributions(
+    points: Tensor, labels: Tensor, names: Sequence[str], xlabels: Sequence[str], size: float = 4
+) -> Figure:
+    """Draw how each of the d numbers of points (N, d) is distributed, kind by kind; a bar marks each median.
+
+    `labels` (N,) are the kinds, `names` theirs, and `xlabels` the d numbers' names; `size` is the height in inches.
+    """
+    figure, axes = new_figure(3.5 * points.shape[1], size, columns=points.shape[1])
+    points, labels = points.cpu().numpy(), labels.cpu().numpy()
+    rows = np.arange(len(names))
+    for axis, xlabel, values in zip(axes, xlabels, points.T, strict=True):
+        kinds = [values[labels == kind] for kind in rows]
+        axis.violinplot(kinds, rows, orientation="horizontal", widths=0.9, showmedians=True, showextrema=False)
+        axis.set(xlabel=xlabel, yticks=rows, yticklabels=names if axis is axes[0] else [])
+        axis.invert_yaxis()
+    return figure
+
+
 def as_frame(figure: Figure, points: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Return a figure as uint8 (H, W, 3) in 64 colours, and where points (N, 2) of its axes lie in it: (N, 2) pixels.
 

@@ -13,6 +13,7 @@ from fmdiff_helpers.plots import (
     COLORS,
     as_frame,
     class_clouds,
+    class_distributions,
     curves,
     histogram_frame,
     histograms,
@@ -58,6 +59,7 @@ EVERY_FIGURE = {
     "loss_curves": lambda: loss_curves(HISTORY),
     "schedule_curves": lambda: schedule_curves(SCHEDULES),
     "class_clouds": lambda: class_clouds(POINTS, KINDS, ["a", "b"]),
+    "class_distributions": lambda: class_distributions(POINTS.repeat(2, 1), KINDS.repeat(2), ["a", "b"], ["x", "y"]),
     "histograms": lambda: histograms({"a": torch.linspace(-1, 1, 50)}),
 }
 every_figure = pytest.mark.parametrize("make", EVERY_FIGURE.values(), ids=EVERY_FIGURE)
@@ -396,6 +398,22 @@ def test_a_cloud_has_its_points_and_its_name_at_their_median():
     assert axis.collections[0].get_offsets().tolist() == POINTS.tolist()
     assert axis.collections[0].get_array().tolist() == KINDS.tolist()
     assert {text.get_text(): text.get_position() for text in axis.texts} == {"a": (1, 0), "b": (5, 8)}
+
+
+def test_distributions_of_each_number_stand_below_each_other_by_kind_each_with_a_bar_at_its_median():
+    generator = torch.Generator().manual_seed(0)
+    kinds = torch.arange(2).repeat_interleave(101)
+    points = torch.randn((202, 2), generator=generator) + torch.tensor([[0.0, 50.0], [9.0, -50.0]])[kinds]
+    left, right = class_distributions(points, kinds, ["a", "b"], ["first", "second"]).axes
+    for axis, values, label in zip((left, right), points.T, ("first", "second"), strict=True):
+        bars = axis.collections[-1].get_segments()
+        assert [bar[0, 0] for bar in bars] == [values[kinds == kind].median().item() for kind in (0, 1)]
+        assert [bar[:, 1].mean() for bar in bars] == [0, 1] and axis.yaxis_inverted()
+        for kind, body in enumerate(axis.collections[:2]):  # the shape of a kind spans its values, and no others
+            spanned, own = body.get_paths()[0].vertices[:, 0], values[kinds == kind]
+            assert spanned.min() == own.min() and spanned.max() == own.max()
+        assert axis.get_xlabel() == label
+    assert [text.get_text() for text in left.get_yticklabels()] == ["a", "b"]
 
 
 def test_a_figure_as_a_frame_says_where_its_points_are():
