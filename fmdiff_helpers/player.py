@@ -174,6 +174,7 @@ class Explorer:
     """
 
     height = 168
+    film_frames = 20  # of the Filmstrip that a saved notebook keeps; fewer where frames are large
 
     def __init__(self, controls: dict[str, widgets.Widget]):
         self.controls = controls
@@ -260,9 +261,10 @@ class Explorer:
         image.add_class(f"fmdiff-{rendering(frame, self.height)}")
         return widgets.VBox([widgets.HTML(html.escape(title)), image], layout={"margin": "0 12px 0 0"})
 
-    def filmstrip(self, num_frames: int = 20) -> Filmstrip:
+    def filmstrip(self, num_frames: int | None = None) -> Filmstrip:
         """Return a Filmstrip of `num_frames` steps of the present choice, evenly spaced from the first to the last."""
-        steps = np.linspace(0, self.slider.max, min(num_frames, self.slider.max + 1)).round().astype(int)
+        num_frames = min(num_frames or self.film_frames, self.slider.max + 1)
+        steps = np.linspace(0, self.slider.max, num_frames).round().astype(int)
         drawn = [self.frame(int(t)) for t in steps]
         panels = {title: np.stack([frames[title] for frames, _ in drawn]) for title in drawn[0][0]}
         start = int(np.abs(steps - self.slider.value).argmin())
@@ -452,6 +454,7 @@ class LatentExplorer(Explorer):
     """
 
     height = 560
+    film_frames = 11  # noise does not pack, and takes 18 kB each time
 
     def __init__(self, model: Callable, schedule: Schedule, vae: nn.Module, seed: int = 0):
         self.model, self.schedule, self.vae = model, schedule, vae
@@ -465,10 +468,6 @@ class LatentExplorer(Explorer):
         super().__init__(controls)
         self.slider.description = "steps taken"
         self.slider.value = self.slider.max // 2
-
-    def filmstrip(self, num_frames: int = 11) -> Filmstrip:
-        """Return a Filmstrip as other explorers do, of fewer frames: noise does not pack, and takes 18 kB each time."""
-        return super().filmstrip(num_frames)
 
     def prepare(self) -> int:
         """Draw a garment of each kind and record every step."""
@@ -505,6 +504,7 @@ class GuidanceExplorer(Explorer):
     """
 
     height = 168
+    film_frames = 6  # noise does not pack, and takes 9 kB each time
     scales = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
 
     def __init__(
@@ -530,10 +530,6 @@ class GuidanceExplorer(Explorer):
         super().__init__(controls)
         self.slider.description = "steps taken"
         self.slider.value = self.slider.max // 2
-
-    def filmstrip(self, num_frames: int = 6) -> Filmstrip:
-        """Return a Filmstrip as other explorers do, of fewer frames: noise does not pack, and takes 9 kB each time."""
-        return super().filmstrip(num_frames)
 
     def prepare(self) -> int:
         """Draw twelve garments of the kind, record every step, and look at them as the classifier does."""
@@ -610,6 +606,7 @@ class LatentWalk(Explorer):
     """
 
     height = 336
+    film_frames = 11  # a map is 15 kB each time
 
     def __init__(self, vae: nn.Module, images: Tensor, labels: Tensor, start: str = "Trouser", end: str = "Coat"):
         self.vae, self.images, self.labels = vae, images, labels
@@ -628,10 +625,6 @@ class LatentWalk(Explorer):
         super().__init__(controls)
         self.slider.description = "way, in %"
         self.slider.value = 50
-
-    def filmstrip(self, num_frames: int = 11) -> Filmstrip:
-        """Return a Filmstrip as other explorers do, of fewer frames: a map is 15 kB each time."""
-        return super().filmstrip(num_frames)
 
     def place(self, z: Tensor) -> Tensor:
         """Return where latents (N, ...) lie on the map, (N, 2)."""
@@ -670,6 +663,7 @@ class PathExplorer(Explorer):
     """
 
     height = 336
+    film_frames = 11  # a map is 15 kB each time
 
     def __init__(
         self,
@@ -699,10 +693,6 @@ class PathExplorer(Explorer):
         super().__init__(controls)
         self.slider.description = "steps taken"
         self.slider.value = self.slider.max // 2
-
-    def filmstrip(self, num_frames: int = 11) -> Filmstrip:
-        """Return a Filmstrip as other explorers do, of fewer frames: a map is 15 kB each time."""
-        return super().filmstrip(num_frames)
 
     def place(self, z: Tensor) -> Tensor:
         """Return where latents (N, ...) lie on the map, (N, 2)."""

@@ -105,7 +105,7 @@ class TransformerBlock(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Predict x0 from xt (B, 1, S, S) at step t (B,), for garments of label y (B,); the shape is that of xt.
+    """Predict x0, or v, from xt (B, 1, S, S) at step t (B,), for garments of label y (B,); the shape is that of xt.
 
     S is `image_size`, a multiple of `patch`; `depth` blocks work on tokens of `dim` numbers, a multiple of 8 and of
     `heads`. `attention` is "linear" or "softmax", `position` "learned" or "sinusoidal".
@@ -140,7 +140,7 @@ class Transformer(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
-        """Return the predicted x0, shaped like x."""
+        """Return the prediction, shaped like x."""
         if x.shape[1:] != (1, self.image_size, self.image_size):
             raise ValueError(f"images are {tuple(x.shape)}; expected (B, 1, {self.image_size}, {self.image_size})")
         if y is None:
