@@ -82,10 +82,10 @@ def diffusion_path(
     return sample_ddim(blended, x, schedule, num_steps=num_steps, clip=math.inf)
 
 
-def principal_axes(z: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean (d,) of points (N, ...) and the two directions (d, 2) in which they spread most."""
+def principal_axes(z: Tensor, number: int = 2) -> tuple[Tensor, Tensor]:
+    """Return the mean (d,) of points (N, ...) and the `number` directions (d, number) in which they spread most."""
     z = z.flatten(1)
-    return z.mean(dim=0), torch.linalg.eigh(torch.cov(z.T)).eigenvectors[:, -2:].flip(1)
+    return z.mean(dim=0), torch.linalg.eigh(torch.cov(z.T)).eigenvectors[:, -number:].flip(1)
 
 
 def encode(autoencoder: nn.Module, images: Tensor) -> Tensor:

@@ -194,11 +194,15 @@ def test_the_principal_axes_of_a_cloud_are_those_in_which_it_was_stretched_most_
     """Points in pairs about the middle, along four directions at right angles: their covariance is known exactly."""
     directions, middle = torch.linalg.qr(normal(4, 4)).Q, normal(4, seed=1)
     arms = torch.tensor([1.0, 3.0, 0.5, 2.0]).double()[:, None] * directions.T
-    mean, axes = principal_axes((middle + torch.cat([arms, -arms])).reshape(8, 1, 2, 2))
+    points = middle + torch.cat([arms, -arms])
+    mean, axes = principal_axes(points.reshape(8, 1, 2, 2))
     assert_close(mean, middle, **CLOSE)
     assert axes.shape == (4, 2)
     assert_close(axes.T @ axes, torch.eye(2).double(), **CLOSE)
     assert_close((axes * directions[:, [1, 3]]).sum(dim=0).abs(), torch.ones(2).double(), **CLOSE)
+    three = principal_axes(points, 3)[1]  # more of them begin with the same two
+    assert three.shape == (4, 3) and three[:, :2].equal(axes)
+    assert_close((three[:, 2] * directions[:, 0]).sum().abs(), torch.tensor(1.0).double(), **CLOSE)
 
 
 class Cut(nn.Module):
