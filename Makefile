@@ -9,7 +9,7 @@ lint:  ## check style, notebooks included
 	uv run ruff format --check .
 
 test:  ## everything: unit tests, every notebook, the browser
-	uv run pytest
+	uv run pytest -n 2
 
 notebooks:  ## execute the lessons on the real dataset and write their outputs
 	uv run python tools/notebooks.py

@@ -5,6 +5,10 @@ from pathlib import Path
 
 import pytest
 
+# `pytest -n 2` runs two tests at once: each takes its share of the cores, kernels and commands that it starts included.
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, os.cpu_count() // int(workers))))
+
 # A notebook's kernel runs in notebooks/, where a relative path would mean another folder.
 if os.environ.get("FMDIFF_DATA"):
     os.environ["FMDIFF_DATA"] = str(Path(os.environ["FMDIFF_DATA"]).resolve())
