@@ -1,6 +1,8 @@
 """Measure lesson 07's choice: 64 numbers with places or without, and which network draws them.
 
 uv run python benchmarks/vectors.py train vector   an autoencoder and two denoisers of its latents; or `train map`
+uv run python benchmarks/vectors.py train alike    the autoencoder without places, all its channels weighed alike
+uv run python benchmarks/vectors.py train early    the published denoiser as `fmdiff train` does, its early weights kept
 uv run python benchmarks/vectors.py measure        both kinds, into the card of the published denoiser
 """
 
@@ -8,24 +10,37 @@ import json
 import os
 import platform
 import sys
+from pathlib import Path
 
 import torch
+from torch import nn
 
 from fmdiff_helpers.checkpoints import PUBLISHED, build, load_pretrained, read_card
 from fmdiff_helpers.data import describe_data, load_fashion_mnist, to_uint8
 from fmdiff_helpers.metrics import Judge, mean_and_spread
-from fmdiff_helpers.recipes import CARDS, PROFILES, describe_autoencoder, load_autoencoder, load_denoiser, task
+from fmdiff_helpers.models.attention_autoencoder import ChannelAttention
+from fmdiff_helpers.recipes import (
+    CARDS,
+    PROFILES,
+    describe_autoencoder,
+    load_autoencoder,
+    load_denoiser,
+    task,
+    train_network,
+)
+from fmdiff_helpers.results import Results
 from fmdiff_helpers.samplers import generate
 from fmdiff_helpers.train import train
 
 N, SEEDS, NUM_STEPS, TRAINING_STEPS = 1000, 3, 50, 3000
+STEPS = PROFILES["attention_autoencoder"]["full"]["steps"]
 LATENTS = {"vector": False, "map": True}  # without places, or with
 DENOISERS = {
-    "transformer": {},
-    "U-Net": {
-        "network": "unet.UNet",
-        "arguments": {"channels": 1, "width": 32, "mults": [1, 2], "patch": 1, "num_classes": 10},
+    "transformer": {
+        "network": "transformer.Transformer",
+        "arguments": {"image_size": 8, "patch": 2, "dim": 128, "depth": 4, "num_classes": 10, "attention": "softmax"},
     },
+    "U-Net": {},  # as published
 }
 
 
@@ -34,11 +49,22 @@ def folder_of(*names: str) -> str:
     return "_".join(["runs/latent", *names])
 
 
-def train_card(card: dict, folder: str, steps: int) -> None:
-    """Train the network of a card for so many steps, from the weights of seed 0."""
+class Ones(nn.Module):
+    """Stand in for the last layer of the channels' weights: 1 for all of them, whatever the picture."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return ones shaped like x."""
+        return torch.ones_like(x)
+
+
+def train_card(card: dict, folder: str, steps: int, alike: bool = False) -> None:
+    """Train the network of a card for so many steps, from the weights of seed 0; or with its channels weighed alike."""
     card |= {"recipe": card["recipe"] | {"steps": steps}, "data": describe_data()}
     torch.manual_seed(0)
     model = build(card)
+    for part in model.modules():
+        if alike and isinstance(part, ChannelAttention):
+            part.weigh[-1] = Ones()
     loss, draw, data, validate = task(card, *load_fashion_mnist("train"), torch.device("cpu"))
     train(model, loss, draw, data, validate, folder, card)
 
@@ -47,11 +73,23 @@ def train_latent(latent: str) -> None:
     """Train an autoencoder, and both denoisers in its latent."""
     card = CARDS["attention_autoencoder"]
     card = card | {"arguments": card["arguments"] | {"places": LATENTS[latent]}}
-    train_card(card, folder_of(latent), PROFILES["attention_autoencoder"]["full"]["steps"])
+    train_card(card, folder_of(latent), STEPS)
     for name, changes in DENOISERS.items():
-        card = CARDS["vector_denoiser"] | changes
+        card = CARDS["vector_denoiser"] | {"recipe": {"lr": 1e-3, "floor": 0.1}} | changes
+        del card["label_dropout"]  # a transformer always wants to know the label
         card |= {"autoencoder": describe_autoencoder(folder_of(latent), (1, 8, 8))}
         train_card(card, folder_of(latent, name), TRAINING_STEPS)
+
+
+def final_error(folder: str) -> float:
+    """Return the squared error of a pixel on the images held out of an autoencoder's training, at its end."""
+    return read_card(folder)["history"][-1]["validation"]["loss"]
+
+
+def train_early() -> None:
+    """Train the denoiser that is published, and keep its weights after each 500 steps, with pictures."""
+    folder = Path("runs/vector_denoiser")
+    train_network("vector_denoiser", folder, report=Results(folder, keep_every=1))
 
 
 def measure() -> None:
@@ -60,6 +98,8 @@ def measure() -> None:
     judge, y = Judge(load_pretrained("classifier"), images["train"], images["test"]), torch.arange(N) % 10
     results = {"n": N, "seeds": SEEDS, "steps": NUM_STEPS, "training_steps": TRAINING_STEPS}
     results["device"] = f"cpu, {torch.get_num_threads()} threads, {platform.machine()}"
+    results["error, channels weighed"] = final_error(folder_of("vector"))
+    results["error, channels alike"] = final_error(folder_of("alike"))
     for latent in LATENTS:
         autoencoder = load_pretrained(folder_of(latent))
         about = {"weights": sum(p.numel() for p in autoencoder.parameters())}
@@ -80,6 +120,10 @@ def measure() -> None:
 if __name__ == "__main__":
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count())))
     match sys.argv[1:]:
+        case ["train", "alike"]:
+            train_card(dict(CARDS["attention_autoencoder"]), folder_of("alike"), STEPS, alike=True)
+        case ["train", "early"]:
+            train_early()
         case ["train", latent] if latent in LATENTS:
             train_latent(latent)
         case ["measure"]:

@@ -60,16 +60,17 @@ CARDS = {
     },
     "attention_autoencoder": {
         "network": "attention_autoencoder.AttentionAutoencoder",
-        "arguments": {"width": 16, "places": False},
+        "arguments": {"width": 32, "places": False},
         "recipe": {"lr": 2e-3},
     },
     "vector_denoiser": {
-        "network": "transformer.Transformer",
-        "arguments": {"image_size": 8, "patch": 2, "dim": 128, "depth": 4, "num_classes": 10, "attention": "softmax"},
+        "network": "unet.UNet",
+        "arguments": {"channels": 1, "width": 32, "mults": [1, 2], "patch": 1, "num_classes": 10},
         "autoencoder": "attention_autoencoder",
         "schedule": {"beta": "cosine_beta", "T": 1000},
         "target": "v",
-        "recipe": {"lr": 1e-3, "floor": 0.1},
+        "label_dropout": 0.1,
+        "recipe": {"lr": 2e-3, "floor": 0.1},
     },
     "classifier": {
         "network": "classifier.Classifier",
@@ -83,8 +84,8 @@ PROFILES = {
     "vae": {"smoke": {"steps": 60, "every": 20}, "quick": {"steps": 1000}, "full": {"steps": 3000}},
     "latent_unet": {"smoke": {"steps": 60, "every": 20}, "quick": {"steps": 7000}, "full": {"steps": 16000}},
     "patch_unet": {"smoke": {"steps": 60, "every": 20}, "quick": {"steps": 3000}, "full": {"steps": 8000}},
-    "attention_autoencoder": {"smoke": {"steps": 60, "every": 20}, "quick": {"steps": 1000}, "full": {"steps": 3000}},
-    "vector_denoiser": {"smoke": {"steps": 60, "every": 20}, "quick": {"steps": 3000}, "full": {"steps": 8000}},
+    "attention_autoencoder": {"smoke": {"steps": 60, "every": 20}, "quick": {"steps": 1000}, "full": {"steps": 4000}},
+    "vector_denoiser": {"smoke": {"steps": 60, "every": 20}, "quick": {"steps": 3000}, "full": {"steps": 16000}},
     "classifier": {"smoke": {"steps": 60, "every": 20}, "quick": {"steps": 1000}, "full": {"steps": 6000}},
 }
 

@@ -10,8 +10,9 @@ from torch import nn
 from torch.testing import assert_close
 
 from fmdiff_helpers.checkpoints import load_pretrained, save_weights
-from fmdiff_helpers.data import to_model
+from fmdiff_helpers.data import load_fashion_mnist, to_model
 from fmdiff_helpers.models.attention_autoencoder import AttentionAutoencoder, AttentionBlock, ChannelAttention
+from fmdiff_helpers.samplers import in_batches
 from fmdiff_helpers.standin import draw_garments
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}  # float64
@@ -225,3 +226,11 @@ def test_shift_and_scale_lie_with_the_weights_and_are_not_trained(tmp_path, plac
     assert loaded.shift.equal(network.shift) and loaded.scale.equal(network.scale)
     assert loaded.shift.shape == loaded.scale.shape == (1, 8, 8)
     assert not {"shift", "scale"} & {name for name, _ in network.named_parameters()}
+
+
+def test_the_published_latents_of_unseen_images_are_standard_number_by_number(real_raw):
+    network, x0 = load_pretrained("attention_autoencoder"), to_model(load_fashion_mnist("test")[0][:4000])
+    z = in_batches(network.to_latent, x0).flatten(1)
+    assert z.mean(dim=0).abs().max() < 0.1
+    assert z.std(dim=0).min() > 0.9 and z.std(dim=0).max() < 1.1
+    assert_close(in_batches(network.from_latent, z[:8].reshape(8, 1, 8, 8)), network(x0[:8]), rtol=1e-4, atol=1e-4)

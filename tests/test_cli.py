@@ -1156,7 +1156,7 @@ def small_cards(tiny, monkeypatch) -> Path:
         "vae": {"width": 4, "channels": 2},
         "latent_unet": {"channels": 2, "width": 8, "mults": [1], "patch": 1, "num_classes": 10},
         "attention_autoencoder": {"width": 8},
-        "vector_denoiser": recipes.CARDS["vector_denoiser"]["arguments"] | {"dim": 16, "depth": 1, "ff_dim": 16},
+        "vector_denoiser": recipes.CARDS["vector_denoiser"]["arguments"] | {"width": 8, "mults": [1]},
     }
     for name, arguments in tiny_ones.items():
         chain = {"schedule": CHAIN["schedule"]} if "schedule" in recipes.CARDS[name] else {}
