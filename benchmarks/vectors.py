@@ -1,9 +1,10 @@
 """Measure lesson 07's choice: 64 numbers with places or without, and which network draws them.
 
-uv run python benchmarks/vectors.py train vector   an autoencoder and two denoisers of its latents; or `train map`
-uv run python benchmarks/vectors.py train alike    the autoencoder without places, all its channels weighed alike
-uv run python benchmarks/vectors.py train early    the published denoiser as `fmdiff train` does, its early weights kept
-uv run python benchmarks/vectors.py measure        both kinds, into the card of the published denoiser
+uv run python benchmarks/vectors.py train vector       an autoencoder and two denoisers of its latents; or `train map`
+uv run python benchmarks/vectors.py train alike        the autoencoder without places, all its channels weighed alike
+uv run python benchmarks/vectors.py train early        the published denoiser, its weights kept early on, too
+uv run python benchmarks/vectors.py measure latents    both kinds, into the card of the published denoiser
+uv run python benchmarks/vectors.py measure guidance   the published denoiser, guided
 """
 
 import json
@@ -25,6 +26,7 @@ from fmdiff_helpers.recipes import (
     describe_autoencoder,
     load_autoencoder,
     load_denoiser,
+    load_guided,
     task,
     train_network,
 )
@@ -33,6 +35,7 @@ from fmdiff_helpers.samplers import generate
 from fmdiff_helpers.train import train
 
 N, SEEDS, NUM_STEPS, TRAINING_STEPS = 1000, 3, 50, 3000
+SCALES = (1.5, 2.0, 3.0)
 STEPS = PROFILES["attention_autoencoder"]["full"]["steps"]
 LATENTS = {"vector": False, "map": True}  # without places, or with
 DENOISERS = {
@@ -92,30 +95,52 @@ def train_early() -> None:
     train_network("vector_denoiser", folder, report=Results(folder, keep_every=1))
 
 
-def measure() -> None:
-    """Measure all that has been trained: what the latent keeps, and what is drawn in it."""
-    images = {split: load_fashion_mnist(split)[0] for split in ("train", "test")}
-    judge, y = Judge(load_pretrained("classifier"), images["train"], images["test"]), torch.arange(N) % 10
-    results = {"n": N, "seeds": SEEDS, "steps": NUM_STEPS, "training_steps": TRAINING_STEPS}
-    results["device"] = f"cpu, {torch.get_num_threads()} threads, {platform.machine()}"
+def about() -> dict:
+    """Return how everything here is measured."""
+    device = f"cpu, {torch.get_num_threads()} threads, {platform.machine()}"
+    return {"n": N, "seeds": SEEDS, "steps": NUM_STEPS, "device": device}
+
+
+def measured(judge: Judge, denoiser: tuple, folder: str) -> dict:
+    """Return what a denoiser and its schedule draw in the latent that the card in `folder` names, measured."""
+    y, autoencoder = torch.arange(N) % 10, load_autoencoder(read_card(folder))
+    drawn = (generate(*denoiser, N, seed, NUM_STEPS, y, vae=autoencoder) for seed in range(SEEDS))
+    found = mean_and_spread([judge.measure(to_uint8(samples), y) for samples in drawn])
+    print(f"{folder}: {found}", flush=True)
+    return found
+
+
+def measure_latents(judge: Judge) -> dict:
+    """Measure both kinds of latent: what they keep, and what the denoisers draw there."""
+    results = about() | {"training_steps": TRAINING_STEPS}
     results["error, channels weighed"] = final_error(folder_of("vector"))
     results["error, channels alike"] = final_error(folder_of("alike"))
     for latent in LATENTS:
         autoencoder = load_pretrained(folder_of(latent))
-        about = {"weights": sum(p.numel() for p in autoencoder.parameters())}
-        results[f"ceiling of the {latent}"] = mean_and_spread(judge.ceiling(N, autoencoder)) | about
+        size = {"weights": sum(p.numel() for p in autoencoder.parameters())}
+        results[f"ceiling of the {latent}"] = mean_and_spread(judge.ceiling(N, autoencoder)) | size
         for name in DENOISERS:
             folder = folder_of(latent, name)
-            model, schedule = load_denoiser(folder)
-            vae = load_autoencoder(read_card(folder))
-            drawn = (generate(model, schedule, N, seed, NUM_STEPS, y, vae=vae) for seed in range(SEEDS))
-            found = mean_and_spread([judge.measure(to_uint8(samples), y) for samples in drawn])
-            about = {"weights": sum(p.numel() for p in load_pretrained(folder).parameters())}
-            results[f"{name} on the {latent}"] = found | about
-            print(f"{name} on the {latent}: {found}", flush=True)
-    card = read_card("vector_denoiser") | {"latents": results}
+            size = {"weights": sum(p.numel() for p in load_pretrained(folder).parameters())}
+            results[f"{name} on the {latent}"] = measured(judge, load_denoiser(folder), folder) | size
+    return results
+
+
+def measure_guidance(judge: Judge) -> dict:
+    """Measure the published denoiser, guided."""
+    name = "vector_denoiser"
+    return about() | {f"w {w:g}": measured(judge, load_guided(name, w), name) for w in SCALES}
+
+
+def measure(what: str) -> None:
+    """Measure one of `MEASURES` and write it into the card of the published denoiser."""
+    images = [load_fashion_mnist(split)[0] for split in ("train", "test")]
+    found = MEASURES[what](Judge(load_pretrained("classifier"), *images))
+    card = read_card("vector_denoiser") | {what: found}
     (PUBLISHED / "vector_denoiser.json").write_text(json.dumps(card, indent=1) + "\n")
 
+
+MEASURES = {"latents": measure_latents, "guidance": measure_guidance}
 
 if __name__ == "__main__":
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count())))
@@ -126,7 +151,7 @@ if __name__ == "__main__":
             train_early()
         case ["train", latent] if latent in LATENTS:
             train_latent(latent)
-        case ["measure"]:
-            measure()
+        case ["measure", what] if what in MEASURES:
+            measure(what)
         case _:
             print(__doc__)
