@@ -242,11 +242,17 @@ def resume(run: Run, path: Path) -> None:
     run.remember()
 
 
+def so_far(seconds: float, history: list[dict]) -> dict:
+    """Return what a card says of how a training went: where, for how long, and how each validation ended."""
+    history = [point for point in history if "validation" in point]
+    return {"device": device_name(PartialState().device), "seconds": round(seconds), "history": history}
+
+
 def keep_best(run: Run, folder: Path) -> None:
     """Write the averaged weights if their validation loss is the lowest so far."""
-    history = [point for point in run.history if "validation" in point]
-    if history[-1]["validation"]["loss"] <= min(point["validation"]["loss"] for point in history):
-        results = {"device": device_name(run.accelerator.device), "seconds": round(run.seconds), "history": history}
+    results = so_far(run.seconds, run.history)
+    losses = [point["validation"]["loss"] for point in results["history"]]
+    if losses[-1] <= min(losses):
         save_weights(folder / "weights.safetensors", run.ema.module, run.card | results)
 
 
@@ -261,7 +267,7 @@ def load_checkpoint(folder: Path | str) -> tuple[nn.Module, dict]:
     with torch.random.fork_rng(devices=[]):  # the training's own random numbers stay as they are
         model = build(state["card"]).requires_grad_(False).eval()
     model.load_state_dict({name.removeprefix("module."): w for name, w in state["ema"].items() if name != "n_averaged"})
-    return model, state["card"]
+    return model, state["card"] | so_far(state["seconds"], state["history"])
 
 
 def train(

@@ -283,7 +283,9 @@ def test_kept_weights_are_loaded_by_their_folder_and_are_the_averaged_ones_of_th
     other = trained.averages[12 - step].state_dict()
     assert not any(torch.equal(found[name], other[name]) for name in ("stem.mix.weight", "label.weight"))
     card = read_card(Path(folder))
-    assert card.pop("sha256") and card == CARD | {"recipe": train.DEFAULTS | CARD["recipe"]}
+    assert card.pop("sha256") and card.pop("device") and card.pop("seconds") >= 0
+    assert [point["step"] for point in card.pop("history")] == [k for k in trained.averages if k <= step]
+    assert card == CARD | {"recipe": train.DEFAULTS | CARD["recipe"]}
 
 
 def point(step: int, validated: bool) -> dict:

@@ -885,9 +885,12 @@ def test_a_network_from_a_checkpoint_is_in_eval_mode_without_gradients_and_says_
     assert torch.equal(found(data.to_model(IMAGES)), network(data.to_model(IMAGES)))
 
 
-def test_the_card_of_a_checkpoint_is_that_of_the_training_with_its_whole_recipe(whole):
+def test_the_card_of_a_checkpoint_is_that_of_the_training_with_its_whole_recipe_and_how_it_went(whole):
     _, found = train.load_checkpoint(whole[0])
-    assert found == CLASSIFIER | {"recipe": train.DEFAULTS | RECIPE}
+    state, device = torch.load(whole[0] / "checkpoint.pt"), train.device_name(train.PartialState().device)
+    went = {"device": device, "seconds": round(state["seconds"]), "history": found["history"]}
+    assert found == CLASSIFIER | {"recipe": train.DEFAULTS | RECIPE} | went
+    assert found["history"] == [point for point in whole[1] if "validation" in point]
 
 
 def test_buffers_that_validation_measured_are_loaded_with_a_checkpoint(tmp_path):
