@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
 
+from fmdiff_helpers.checkpoints import load_pretrained
 from fmdiff_helpers.data import to_model, to_uint8
 from fmdiff_helpers.diffusion import eps_from_x0
 from fmdiff_helpers.paths import (
@@ -29,6 +30,7 @@ from fmdiff_helpers.paths import (
     record_chain,
     there_and_back,
 )
+from fmdiff_helpers.recipes import load_denoiser
 from fmdiff_helpers.samplers import sample_ddim, slerp
 from fmdiff_helpers.schedules import Schedule, cosine_beta
 from fmdiff_helpers.standin import draw_garments
@@ -185,6 +187,34 @@ def test_each_end_is_taken_to_noise_as_its_kind_and_on_the_way_the_predictions_a
     assert_close(way, (slerp(*noises, share) - b * blended) / a, **CLOSE)
     to_noise = [([t], [kind]) for kind in (2, 7) for t in (0, 0, 2)]
     assert calls == to_noise + [([t], [kind] * 3) for t in (3, 2, 0) for kind in (2, 7)]
+
+
+# What is published
+
+
+@pytest.fixture(scope="module")
+def walked() -> SimpleNamespace:
+    """A chain of the published denoiser for each kind, 50 steps of DDIM."""
+    model, schedule = load_denoiser("vector_denoiser")
+    autoencoder = load_pretrained("attention_autoencoder")
+    path, times = draw_chain(model, schedule, autoencoder, torch.arange(10), seed=1)
+    return SimpleNamespace(path=path, times=times, schedule=schedule, autoencoder=autoencoder)
+
+
+def test_a_published_chain_starts_as_noise_and_ends_as_garments_of_its_kinds(walked):
+    start, end = walked.path[0], walked.path[-1]
+    assert abs(start.mean()) < 0.1 and 0.9 < start.std() < 1.1
+    found = load_pretrained("classifier")(walked.autoencoder.from_latent(end)).argmax(1)
+    assert (found == torch.arange(10)).sum() >= 8
+    noise = load_pretrained("classifier")(walked.autoencoder.from_latent(start)).argmax(1)
+    assert (noise == torch.arange(10)).sum() <= 4
+
+
+def test_the_halves_of_a_published_loop_are_two_ways_and_no_film_in_reverse(walked):
+    frames = there_and_back(walked.path, walked.times, walked.schedule)
+    there, back = frames[: len(walked.times) + 1], frames[len(walked.times) :].flip(0)
+    apart = (there - back).square().mean(dim=(1, 2, 3, 4)).sqrt()
+    assert apart[0] == 0 and apart[5:-5].min() > 0.02 and apart.max() > 0.1
 
 
 # Maps
