@@ -156,7 +156,24 @@ def test_lesson_06_in_jupyterlab():
             check_changes(page, garments, before)
 
 
-@pytest.mark.parametrize(("number", "count"), [("01", 3), ("02", 2), ("03", 1), ("04", 2), ("05", 2), ("06", 1)])
+def test_lesson_07_in_jupyterlab():
+    with lesson_run("07", films=2) as page:
+        explorer, handle = check_explorer(page)
+        slide_to_the_end(page, handle)
+        garment = explorer.locator("img").first
+        before = pixels(garment)
+        explorer.locator("select").first.select_option("Bag")
+        check_changes(page, garment, before)
+
+        film = page.locator("figure.fmdiff-film").last
+        slider = film.locator("input")
+        check_slider_moves_picture(page, film, slider, slider)
+
+
+COUNTS = {"01": 3, "02": 2, "03": 1, "04": 2, "05": 2, "06": 1, "07": 2}  # of films, by lesson
+
+
+@pytest.mark.parametrize(("number", "count"), COUNTS.items())
 def test_exported_html_plays_without_a_kernel_and_without_a_network(tmp_path, number, count):
     page_file = tmp_path / "lesson.html"
     page_file.write_text(HTMLExporter().from_filename(str(LESSONS[number]))[0])
