@@ -175,14 +175,12 @@ def class_clouds(points: Tensor, labels: Tensor, names: Sequence[str], size: flo
     return figure
 
 
-def class_distributions(
-    points: Tensor, labels: Tensor, names: Sequence[str], xlabels: Sequence[str], size: float = 4
-) -> Figure:
+def class_distributions(points: Tensor, labels: Tensor, names: Sequence[str], xlabels: Sequence[str]) -> Figure:
     """Draw how each of the d numbers of points (N, d) is distributed, kind by kind; a bar marks each median.
 
-    `labels` (N,) are the kinds, `names` theirs, and `xlabels` the d numbers' names; `size` is the height in inches.
+    `labels` (N,) are the kinds, `names` theirs, and `xlabels` the d numbers' names.
     """
-    figure, axes = new_figure(3.5 * points.shape[1], size, columns=points.shape[1])
+    figure, axes = new_figure(3.5 * points.shape[1], 4, columns=points.shape[1])
     points, labels = points.cpu().numpy(), labels.cpu().numpy()
     rows = np.arange(len(names))
     for axis, xlabel, values in zip(axes, xlabels, points.T, strict=True):
