@@ -326,7 +326,7 @@ def show_latent(
     of_chains = {} if what in ("path", "loop") else {"--label": label, "--seed": seed, "--steps": steps}
     for option, value in (of_chains | ({} if what == "latents" else {"--tsne": tsne or None})).items():
         if value is not None:
-            raise fail(f"{option} is given, but {what} {'have' if of_chains else 'has'} no use for it; leave it out", 2)
+            raise fail(f"{option} is given, but means nothing for {what}; leave it out", 2)
     y, device = choose_labels(label or "Dress", 5, takes_labels=True), PartialState().device
     steps = 20 if steps is None else steps
     with plain_errors():

@@ -900,12 +900,12 @@ def test_a_loop_shows_five_garments_on_their_way_to_noise_and_back(vectors, garm
         (["path", "my_unet", "--steps", "0"], ["steps is 0; expected 1 to ", "8"]),
         (["loop", "my_unet", "--steps", "9"], ["steps is 9; expected 1 to ", "8"]),
         (["path", "my_unet", "--label", "Hat"], ["--label is 'Hat'", "expected a name or a number of: 0 T-shirt"]),
-        (["latents", "my_vae", "--label", "Bag"], ["--label is given, but latents have no use for it; leave it out"]),
-        (["latents", "my_vae", "--seed", "0"], ["--seed is given, but latents have no use for it"]),
-        (["reconstructions", "my_vae", "--steps", "5"], ["--steps is given, but reconstructions have no use for it"]),
-        (["reconstructions", "my_vae", "--tsne"], ["--tsne is given, but reconstructions have no use for it"]),
-        (["path", "my_unet", "--tsne"], ["--tsne is given, but path has no use for it"]),
-        (["loop", "my_unet", "--tsne"], ["--tsne is given, but loop has no use for it"]),
+        (["latents", "my_vae", "--label", "Bag"], ["--label is given, but means nothing for latents; leave it out"]),
+        (["latents", "my_vae", "--seed", "0"], ["--seed is given, but means nothing for latents"]),
+        (["reconstructions", "my_vae", "--steps", "5"], ["--steps is given, but means nothing for reconstructions"]),
+        (["reconstructions", "my_vae", "--tsne"], ["--tsne is given, but means nothing for reconstructions"]),
+        (["path", "my_unet", "--tsne"], ["--tsne is given, but means nothing for path"]),
+        (["loop", "my_unet", "--tsne"], ["--tsne is given, but means nothing for loop"]),
     ],
 )
 def test_show_refuses_what_is_not_there_to_show_or_cannot_be_written(vectors, garments, arguments, said):
