@@ -76,6 +76,12 @@ def check_explorer(page, presses=5):
     return explorer, handle
 
 
+def check_film(page, film):
+    """A Filmstrip's slider moves its picture."""
+    slider = film.locator("input")
+    check_slider_moves_picture(page, film, slider, slider)
+
+
 def slide_to_the_end(page, handle):
     """Take the slider to its last step and wait for the picture."""
     handle.focus()
@@ -92,8 +98,7 @@ def test_lesson_01_in_jupyterlab():
 
         films = page.locator("figure.fmdiff-film")
         assert films.count() == 2  # the explorer's film is what a saved notebook shows in its place
-        slider = films.first.locator("input")
-        check_slider_moves_picture(page, films.first, slider, slider)
+        check_film(page, films.first)
 
 
 def test_lesson_02_in_jupyterlab():
@@ -105,9 +110,7 @@ def test_lesson_02_in_jupyterlab():
         explorer.locator("select").first.select_option("DDPM")
         check_changes(page, garments, by_ddim)
 
-        film = page.locator("figure.fmdiff-film").last
-        slider = film.locator("input")
-        check_slider_moves_picture(page, film, slider, slider)
+        check_film(page, page.locator("figure.fmdiff-film").last)
 
 
 def test_lesson_03_in_jupyterlab():
@@ -165,9 +168,7 @@ def test_lesson_07_in_jupyterlab():
         explorer.locator("select").first.select_option("Bag")
         check_changes(page, garment, before)
 
-        film = page.locator("figure.fmdiff-film").last
-        slider = film.locator("input")
-        check_slider_moves_picture(page, film, slider, slider)
+        check_film(page, page.locator("figure.fmdiff-film").last)
 
 
 COUNTS = {"01": 3, "02": 2, "03": 1, "04": 2, "05": 2, "06": 1, "07": 2}  # of films, by lesson
