@@ -4,7 +4,7 @@ import math
 import os
 import sys
 import webbrowser
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -136,43 +136,42 @@ def plain_errors() -> Iterator[None]:
         raise fail(str(error), 2) from None
 
 
-def load_trained(name: str, num_steps: int | None, guidance: float | None = None, guide: str | None = None) -> tuple:
+def load_trained(
+    name: str,
+    num_steps: int | None,
+    guidance: float | None = None,
+    guide: str | None = None,
+    interval: tuple[int, int] | None = None,
+) -> tuple:
     """Return what draws images of a trained network, how many steps that takes, and whether it takes labels.
 
-    The first is draw(n, seed, y, watch), as `generate` has them; `watch` sees images. A VAE needs no steps. `guidance`
-    and `guide` are the w and the weaker network of `load_guided`.
+    The first is what `load_sampler` returns, on this process's device. A VAE needs no steps.
     """
     from accelerate import PartialState
 
-    from fmdiff_helpers.checkpoints import load_pretrained, read_card
-    from fmdiff_helpers.recipes import load_autoencoder, load_denoiser, load_guided
-    from fmdiff_helpers.samplers import generate, sample_prior
+    from fmdiff_helpers.checkpoints import read_card
+    from fmdiff_helpers.recipes import load_sampler
 
-    device = PartialState().device
     with plain_errors():
         card = read_card(name)
         takes_labels = "schedule" in card and card["arguments"]["num_classes"] > 0
-        if guide is not None and guidance is None:
-            raise ValueError(f"--guide is {guide!r}; say with --guidance how far to lead away from it")
+        for option, value in (("--guide", guide), ("--interval", interval)):
+            if value is not None and guidance is None:
+                raise ValueError(f"{option} is {value!r}; say with --guidance how far to lead")
         if guidance is not None and not takes_labels:
             raise ValueError(f"--guidance is {guidance:g}, but {name!r} takes no labels to lead to; leave it out")
-        if "beta" in card:
-            if num_steps is not None:
-                raise ValueError(f"--steps is {num_steps}, but {name!r} draws in one step; leave --steps out")
-            vae = load_pretrained(name, device)
-            return lambda n, seed, y=None, watch=None: sample_prior(vae, n, seed), None, False
-        if "schedule" not in card:
+        if "beta" in card and num_steps is not None:
+            raise ValueError(f"--steps is {num_steps}, but {name!r} draws in one step; leave --steps out")
+        if not card.keys() & {"schedule", "beta"}:
             raise ValueError(f"{name!r} ({card['network'].split('.')[1]}) is not a denoiser: nothing to sample from")
-        loaded = load_denoiser(name, device) if guidance is None else load_guided(name, guidance, guide, device)
-        model, schedule = loaded
-        vae = load_autoencoder(card, device) if "autoencoder" in card else None
-    check_steps(num_steps, name, schedule.T)
-
-    def draw(n: int, seed: int, y=None, watch: Callable | None = None):
-        show = (lambda step: watch(vae.from_latent(step.xt) if vae else step.xt)) if watch else None
-        return generate(model, schedule, n, seed, num_steps, y, show, vae)
-
-    return draw, num_steps or schedule.T, takes_labels
+        draw = load_sampler(name, num_steps, guidance, guide, interval, PartialState().device)
+    if "beta" in card:
+        return draw, None, False
+    T = card["schedule"]["T"]
+    check_steps(num_steps, name, T)
+    if interval is not None and not 0 <= interval[0] <= interval[1] < T:
+        raise fail(f"--interval is {interval[0]} {interval[1]}; expected two of the steps 0 to {T - 1}, in order", 2)
+    return draw, num_steps or T, takes_labels
 
 
 def choose_labels(label: str | None, n: int, takes_labels: bool):
@@ -196,6 +195,9 @@ def choose_labels(label: str | None, n: int, takes_labels: bool):
 Network = Annotated[str, typer.Argument(help="A published network, or a folder that `fmdiff train` wrote.")]
 Guidance = Annotated[float | None, typer.Option(help="How far to follow the label: 1 as it is, 2 twice as far.")]
 Guide = Annotated[str | None, typer.Option(help="A weaker network to lead away from; else itself without labels.")]
+Interval = Annotated[
+    tuple[int, int] | None, typer.Option(help="The first and the last step that guidance acts at; all if left out.")
+]
 NumSteps = Annotated[int | None, typer.Option("--steps", help="DDIM with so many steps, if fewer than all; else DDPM.")]
 
 
@@ -259,6 +261,7 @@ def sample(
     steps: NumSteps = None,
     guidance: Guidance = None,
     guide: Guide = None,
+    interval: Interval = None,
     label: Annotated[str | None, typer.Option(help="A garment, as Dress or 3; all ten in turn if left out.")] = None,
     grid: Annotated[bool, typer.Option("--grid", help="Write the kinds' names above the columns of a .png.")] = False,
 ) -> None:
@@ -276,7 +279,7 @@ def sample(
     if animated and n > 100:
         raise fail(f"-n is {n}; expected at most 100 for an animation", 2)
     check_at_least("--guidance", guidance, 0)
-    draw, num_steps, takes_labels = load_trained(name, steps, guidance, guide)
+    draw, num_steps, takes_labels = load_trained(name, steps, guidance, guide, interval)
     if animated and num_steps is None:
         raise fail(f"{name!r} draws in one step, with nothing to animate; let --out end in .png or .npz", 2)
     y = choose_labels(label, n, takes_labels)
@@ -354,19 +357,57 @@ def show_latent(
     typer.echo(f"{what} of {name} in {out}")
 
 
+def new_judge(device):
+    """Return what measures images, from the published classifier and the dataset."""
+    from fmdiff_helpers.checkpoints import load_pretrained
+    from fmdiff_helpers.data import load_fashion_mnist
+    from fmdiff_helpers.metrics import Judge
+
+    with plain_errors():
+        images = {split: load_fashion_mnist(split, device)[0] for split in ("train", "test")}
+        return Judge(load_pretrained("classifier", device), images["train"], images["test"])
+
+
+def evaluate_all(n: int, seeds: int, device, as_json: bool) -> None:
+    """Print the leaderboard: as JSON in the end, or row by row."""
+    import json
+
+    from fmdiff_helpers.leaderboard import ROWS, measure_row
+    from fmdiff_helpers.metrics import mean_and_spread
+
+    judge, numbers = new_judge(device), range(seeds)
+    board = {"n": n, "seeds": seeds, "device": str(device), "floor": mean_and_spread(judge.floor(n)), "rows": {}}
+    measures = ("fd", "kd", "precision", "recall", "label_accuracy", "copying", "seconds")
+    if not as_json:
+        typer.echo(f"{n} images for each of {seeds} seeds, mean ± spread, on {device}; seconds are for 1,000 images")
+        typer.echo(" " * 28 + "".join(f"{measure:>20}" for measure in measures))
+    for row in (None, *ROWS):
+        if row is not None:
+            with plain_errors():
+                board["rows"][row] = measure_row(judge, row, n, numbers, device)
+        if not as_json:
+            found = board["rows"][row]["measures"] if row else board["floor"]
+            cells = (f"{found[m][0]:8.3f} ± {found[m][1]:5.3f}" if m in found else "" for m in measures)
+            typer.echo(f"{row or 'floor':<28}{''.join(f'{cell:>20}' for cell in cells)}".rstrip())
+    if as_json:
+        typer.echo(json.dumps(board, indent=1))
+
+
 @app.command()
 def evaluate(
-    name: Network,
+    name: Annotated[str, typer.Argument(help="A published network, a folder that `fmdiff train` wrote, or all.")],
     n: Annotated[int, typer.Option("-n", help="Images for each seed.")] = 1000,
     seeds: Annotated[int, typer.Option(help="How many sets of images, for the spread.")] = 3,
     steps: NumSteps = None,
     guidance: Guidance = None,
     guide: Guide = None,
+    interval: Interval = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
     """Measure samples against the test images, beside as many real ones; or a classifier's accuracy on them.
 
     For an autoencoder, and a denoiser of its latents, also what it makes of real images: no such sample can be better.
+    `all` measures every row of the leaderboard, each network as it draws best.
     """
     import json
 
@@ -374,31 +415,35 @@ def evaluate(
 
     from fmdiff_helpers.checkpoints import load_pretrained, read_card
     from fmdiff_helpers.data import load_fashion_mnist, to_uint8
-    from fmdiff_helpers.metrics import Judge, accuracy, mean_and_spread
+    from fmdiff_helpers.metrics import accuracy, mean_and_spread
     from fmdiff_helpers.recipes import encodes, load_autoencoder
 
     check_at_least("-n", n, 200)
     check_at_least("--seeds", seeds, 1)
     check_at_least("--guidance", guidance, 0)
+    device, chosen = PartialState().device, (steps, guidance, guide, interval) != (None, None, None, None)
+    if name == "all":
+        if chosen:
+            raise fail("all rows of the leaderboard have their own steps and guidance; leave those options out", 2)
+        evaluate_all(n, seeds, device, as_json)
+        return
     with plain_errors():
         card = read_card(name)
         draws = bool(card.keys() & {"schedule", "beta"})
-        if not draws and (steps, guidance, guide) != (None, None, None):
-            raise ValueError(f"{name!r} draws nothing; leave --steps, --guidance and --guide out")
+        if not draws and chosen:
+            raise ValueError(f"{name!r} draws nothing; leave --steps, --guidance, --guide and --interval out")
         if not (draws or encodes(card)):
             found = accuracy(load_pretrained(name), *load_fashion_mnist("test"))
             typer.echo(
                 json.dumps({"test_accuracy": found}) if as_json else f"{name}: {found:.2%} of the test images right"
             )
             return
-        loaded = load_trained(name, steps, guidance, guide) if draws else (None, None, False)
+        loaded = load_trained(name, steps, guidance, guide, interval) if draws else (None, None, False)
         draw, num_steps, takes_labels = loaded
-        device, y = PartialState().device, choose_labels(None, n, takes_labels)
+        y = choose_labels(None, n, takes_labels)
         vae = load_pretrained(name, device) if encodes(card) else None
         vae = load_autoencoder(card, device) if "autoencoder" in card else vae
-        classifier = load_pretrained("classifier", device)
-        images = {split: load_fashion_mnist(split, device)[0] for split in ("train", "test")}
-    judge = Judge(classifier, images["train"], images["test"])
+    judge = new_judge(device)
     columns = {"floor": mean_and_spread(judge.floor(n))}
     if draw:
         measured = [judge.measure(to_uint8(draw(n, seed, y)), y) for seed in range(seeds)]
@@ -408,10 +453,12 @@ def evaluate(
     if as_json:
         about = {"network": name, "n": n, "seeds": seeds, "steps": num_steps, "device": str(device)}
         about |= {} if guidance is None else {"guidance": guidance, "guide": guide}
+        about |= {} if interval is None else {"interval": interval}
         typer.echo(json.dumps(about | columns, indent=2))
         return
     taking = f"{num_steps} steps, " if num_steps else ""
     taking += "" if guidance is None else f"guidance {guidance:g}{f' away from {guide}' if guide else ''}, "
+    taking += f"at steps {interval[0]} to {interval[1]}, " if interval else ""
     typer.echo(f"{name}: {n} images for each of {seeds} seeds, {taking}on {device}")
     heads = {"measures": "mean", "floor": "floor", "ceiling": "ceiling"}
     typer.echo(f"{'':<14}" + "".join(f"{heads[column]:>10}{'spread':>10}" for column in columns))

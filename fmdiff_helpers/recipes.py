@@ -16,7 +16,7 @@ from fmdiff_helpers.data import describe_data, is_there, load_fashion_mnist, raw
 from fmdiff_helpers.diffusion import add_noise, draw_noise, simple_loss, v_loss, validation_loss, x0_loss
 from fmdiff_helpers.guidance import drop_labels, guided
 from fmdiff_helpers.models.vae import active_units, kl_divergence, vae_loss
-from fmdiff_helpers.samplers import in_batches, noise_from_v, noise_predictor
+from fmdiff_helpers.samplers import generate, in_batches, noise_from_v, noise_predictor, sample_prior
 from fmdiff_helpers.train import train
 
 NUM_VALIDATION = 2000  # the last images of the training split; the test split is never trained on, nor chosen by
@@ -113,24 +113,29 @@ def load_denoiser(name: Path | str, device: torch.device | str = "cpu") -> tuple
 
 
 def load_guided(
-    name: Path | str, w: float, guide: Path | str | None = None, device: torch.device | str = "cpu"
+    name: Path | str,
+    w: float,
+    guide: Path | str | None = None,
+    device: torch.device | str = "cpu",
+    interval: tuple[int, int] | None = None,
 ) -> tuple[Callable, schedules.Schedule]:
     """Return what `load_denoiser` does, guided w times: away from itself without labels, or from the network `guide`.
 
+    `interval` (first, last) keeps the guidance to those steps.
     ValueError where it has not learned without labels, or the guide takes none or sees other pictures or noise.
     """
     (model, schedule), card = load_denoiser(name, device), read_card(name)
     if guide is None:
         if "label_dropout" not in card:
             raise ValueError(f"{name!r} never learned without labels; name a weaker network to lead it away from")
-        return guided(model, w), schedule
+        return guided(model, w, interval), schedule
     there = read_card(guide)
     for what in ("schedule", "autoencoder"):
         if card.get(what) != there.get(what):
             raise ValueError(f"{what} of {guide!r} is {there.get(what)}; expected that of {name!r}, {card.get(what)}")
     if not there["arguments"]["num_classes"]:
         raise ValueError(f"the guide {guide!r} takes no labels; name one that does, as {name!r} does")
-    return guided(model, w, weak=load_denoiser(guide, device)[0]), schedule
+    return guided(model, w, interval, weak=load_denoiser(guide, device)[0]), schedule
 
 
 def load_autoencoder(card: dict, device: torch.device | str = "cpu") -> nn.Module:
@@ -143,6 +148,36 @@ def load_autoencoder(card: dict, device: torch.device | str = "cpu") -> nn.Modul
             "put those weights back, or train the denoiser anew"
         )
     return load_pretrained(name, device)
+
+
+def load_sampler(
+    name: Path | str,
+    num_steps: int | None = None,
+    guidance: float | None = None,
+    guide: Path | str | None = None,
+    interval: tuple[int, int] | None = None,
+    device: torch.device | str = "cpu",
+) -> Callable:
+    """Return what draws images of a trained denoiser, or of a VAE, which needs none of the other arguments.
+
+    It is draw(n, seed, y, watch), as `generate` has them; `watch` sees images, also where the denoiser draws latents.
+    `guidance`, `guide` and `interval` are those of `load_guided`, and so are the errors.
+    """
+    card = read_card(name)
+    if "beta" in card:
+        vae = load_pretrained(name, device)
+        return lambda n, seed, y=None, watch=None: sample_prior(vae, n, seed)
+    if guidance is None:
+        model, schedule = load_denoiser(name, device)
+    else:
+        model, schedule = load_guided(name, guidance, guide, device, interval)
+    vae = load_autoencoder(card, device) if "autoencoder" in card else None
+
+    def draw(n: int, seed: int, y: Tensor | None = None, watch: Callable | None = None) -> Tensor:
+        show = (lambda step: watch(vae.from_latent(step.xt) if vae else step.xt)) if watch else None
+        return generate(model, schedule, n, seed, num_steps, y, show, vae)
+
+    return draw
 
 
 def draw_shifts(x0: Tensor, generator: torch.Generator) -> tuple[Tensor]:

@@ -17,7 +17,7 @@ from accelerate import PartialState
 from PIL import Image
 from typer.testing import CliRunner
 
-from fmdiff_helpers import checkpoints, cli, data, export, metrics, paths, recipes, samplers
+from fmdiff_helpers import checkpoints, cli, data, export, leaderboard, metrics, paths, recipes, samplers
 from fmdiff_helpers.standin import draw_garments
 
 LESSONS = ["01_forward_noising", "02_transformer_denoiser", "03_unet_ddpm", "10_last"]
@@ -437,15 +437,20 @@ def vae_generated(n: int, seed: int = 0) -> torch.Tensor:
 
 
 def guided_generated(
-    n: int, w: float, weak: str | None = None, seed: int = 0, num_steps: int | None = None
+    n: int, w: float, weak: str | None = None, seed: int = 0, num_steps: int | None = None, interval=(0, 7)
 ) -> torch.Tensor:
-    """Return the images of all ten kinds in turn that "my_patch" draws when it is led away from "weaker" or itself."""
+    """Return the images of all ten kinds in turn that "my_patch" draws when it is led away from "weaker" or itself.
+
+    It is led at the steps of the interval only.
+    """
     device = PartialState().device
     schedule = recipes.schedule_of(CHAIN).to(device)
     model = samplers.noise_from_v(checkpoints.load_pretrained("my_patch", device), schedule)
     weaker = checkpoints.load_pretrained(weak, device) if weak else None
 
     def denoiser(x, t, y):
+        if not interval[0] <= t[0] <= interval[1]:
+            return model(x, t, y)
         without = weaker(x, t, y) if weak else model(x, t, None)
         return without + w * (model(x, t, y) - without)
 
@@ -748,6 +753,65 @@ def test_another_guide_and_another_strength_draw_other_images(guidable):
         assert all(not near(one, other) for other in drawn[:k])
 
 
+@pytest.mark.parametrize(
+    "first, last, options, num_steps",
+    [(3, 5, [], None), (2, 2, ["--guide", "weaker"], None), (0, 0, [], 3), (4, 7, ["--guide", "weaker"], 3)],
+)
+def test_in_an_interval_images_are_guided_at_its_steps_alone(guidable, first, last, options, num_steps):
+    """Of the 8 steps three are 0, 4 and 7."""
+    arguments = ["sample", "my_patch", "-n", "12", "--seed", "5", "--guidance", "2", *options, "-o", "x.npz"]
+    arguments += ["--steps", "3"] if num_steps else []
+    drawn = []
+    for interval in (["--interval", str(first), str(last)], [], ["--interval", "0", "7"]):
+        assert fmdiff(*arguments, *interval).exit_code == 0
+        with np.load("x.npz") as arrays:
+            drawn.append(arrays["images"])
+    found, everywhere, all_steps = drawn
+    guide = "weaker" if options else None
+    assert near(found, guided_generated(12, 2, guide, 5, num_steps, (first, last))[:, 0].cpu())
+    assert not near(found, everywhere) and np.array_equal(everywhere, all_steps)
+    assert fmdiff("sample", "my_patch", "-n", "12", "--seed", "5", *arguments[-2:], "-o", "plain.npz").exit_code == 0
+    with np.load("plain.npz") as arrays:
+        assert not near(found, arrays["images"])
+
+
+@pytest.mark.parametrize("command", ["sample", "evaluate"])
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--interval", "0", "5"], ["--interval is (0, 5)", "say with --guidance how far to lead"]),
+        (["--interval", "0", "5", "--guide", "weaker"], ["say with --guidance how far to lead"]),
+        (["--guidance", "2", "--interval", "0", "8"], ["--interval is 0 8", "the steps 0 to 7, in order"]),
+        (["--guidance", "2", "--interval", "8", "9"], ["--interval is 8 9", "the steps 0 to 7, in order"]),
+        (["--guidance", "2", "--interval", "-1", "3"], ["--interval is -1 3", "the steps 0 to 7, in order"]),
+        (["--guidance", "2", "--interval", "5", "2"], ["--interval is 5 2", "the steps 0 to 7, in order"]),
+        (["--guidance", "1", "--interval", "5", "2"], ["--interval is 5 2", "the steps 0 to 7, in order"]),
+        (
+            ["--guidance", "2", "--guide", "weaker", "--steps", "2", "--interval", "7", "0"],
+            ["--interval is 7 0", "the steps 0 to 7, in order"],
+        ),
+    ],
+)
+def test_an_interval_without_guidance_or_of_steps_that_are_not_there_is_refused(
+    guidable, garments, command, arguments, said
+):
+    check_refused(guidable, [command, "my_patch", *arguments], *said)
+
+
+@pytest.mark.parametrize("command", ["sample", "evaluate"])
+def test_an_interval_for_networks_that_take_no_labels_is_refused(latents, garments, command):
+    for name in ("tiny", "my_vae"):
+        check_refused(latents, [command, name, "--interval", "0", "3"], "--interval is (0, 3)", "say with --guidance")
+        options = ["--guidance", "2", "--interval", "0", "3"]
+        check_refused(latents, [command, name, *options], "--guidance is 2", f"{name!r} takes no labels to lead to")
+
+
+@pytest.mark.parametrize("interval", [["3"], ["3", "x"], ["3", "5.5"]])
+def test_an_interval_is_two_whole_numbers(guidable, interval):
+    result = fmdiff("sample", "my_patch", "--guidance", "2", "--interval", *interval)
+    assert result.exit_code == 2 and "--interval" in result.stderr and not list(guidable.glob("*.png"))
+
+
 @pytest.mark.parametrize("ending", [".png", ".webp", ".npz"])
 def test_guidance_1_is_no_guidance(guidable, ending):
     arguments = ["sample", "my_patch", "-n", "10", "--out"]
@@ -941,9 +1005,11 @@ def test_evaluate_takes_all_steps_unless_told_otherwise(tiny, garments):
 
 
 @pytest.mark.parametrize("name", ["classifier", "my_autoencoder"])
-@pytest.mark.parametrize("option", [["--steps", "5"], ["--guidance", "2"], ["--guidance", "2", "--guide", "labelled"]])
+@pytest.mark.parametrize(
+    "option", [["--steps", "5"], ["--guidance", "2"], ["--guide", "labelled"], ["--interval", "0", "3"]]
+)
 def test_evaluate_refuses_what_is_said_of_samples_for_a_network_that_draws_none(vectors, name, option):
-    said = f"{name!r} draws nothing; leave --steps, --guidance and --guide out"
+    said = f"{name!r} draws nothing; leave --steps, --guidance, --guide and --interval out"
     check_refused(vectors, ["evaluate", name, "-n", "200", *option], said)
 
 
@@ -1005,6 +1071,20 @@ def test_the_table_says_how_far_it_was_guided_and_nothing_where_it_was_not(guida
     title = "my_patch: 200 images for each of 1 seeds, 1 steps, {}on " + str(PartialState().device)
     assert fmdiff(*arguments).stdout.splitlines()[0] == title.format("")
     assert fmdiff(*arguments, "--guidance", "2.5").stdout.splitlines()[0] == title.format("guidance 2.5, ")
+
+
+def test_evaluate_measures_what_was_guided_in_an_interval_and_says_where(guidable, garments):
+    arguments = ["evaluate", "my_patch", "-n", "200", "--seeds", "1", "--steps", "2", "--guidance", "2.5"]
+    arguments += ["--interval", "4", "7"]
+    found = json.loads(fmdiff(*arguments, "--json").stdout)
+    judge, y = judge_of(garments), torch.arange(200) % 10
+    expected = judge.measure(guided_generated(200, 2.5, num_steps=2, interval=(4, 7)), y)
+    everywhere = judge.measure(guided_generated(200, 2.5, num_steps=2), y)
+    close = pytest.approx(expected, rel=1e-3, abs=1e-6)
+    assert {name: mean for name, (mean, _) in found["measures"].items()} == close and everywhere != close
+    assert found["interval"] == [4, 7] and found["guidance"] == 2.5
+    title = "my_patch: 200 images for each of 1 seeds, 2 steps, guidance 2.5, at steps 4 to 7, on "
+    assert fmdiff(*arguments).stdout.splitlines()[0] == title + str(PartialState().device)
 
 
 @pytest.mark.parametrize("name, steps, labelled", [("my_vae", None, False), ("my_unet", 2, True)])
@@ -1072,6 +1152,108 @@ def test_evaluate_measures_of_an_autoencoder_that_draws_nothing_what_it_makes_of
 )
 def test_evaluate_refuses_too_few_images_or_seeds(tiny, garments, arguments, said):
     check_refused(tiny, ["evaluate", "tiny", *arguments], *said)
+
+
+# fmdiff evaluate all
+
+
+def judge_of(garments) -> metrics.Judge:
+    """Return what measures images, from the tiny classifier and the drawn garments."""
+    device = PartialState().device
+    images = (garments[split][0].to(device) for split in ("train", "test"))
+    return metrics.Judge(checkpoints.load_pretrained("classifier", device), *images)
+
+
+@pytest.fixture
+def board(latents, guidable, garments, monkeypatch) -> dict[str, dict]:
+    """Rows of tiny networks in the place of the leaderboard's, and a clock that each look puts on by a second."""
+    rows = {
+        "tiny": {"name": "tiny", "num_steps": 2},
+        "a VAE": {"name": "my_vae"},
+        "my_unet, 1 step": {"name": "my_unet", "num_steps": 1},
+        "my_patch, led, half-way": {"name": "my_patch", "num_steps": 2, "guidance": 2.5, "interval": [4, 7]},
+    }
+    monkeypatch.setattr(leaderboard, "ROWS", rows)
+    ticks = iter(range(1000))
+    monkeypatch.setattr(leaderboard, "clock", lambda device: next(ticks))
+    return rows
+
+
+def test_evaluate_all_measures_every_row_beside_the_floor_as_json(board, garments):
+    result = fmdiff("evaluate", "all", "-n", "210", "--seeds", "2", "--json")
+    assert result.exit_code == 0
+    found, device, judge = json.loads(result.stdout), PartialState().device, judge_of(garments)
+    floor = {
+        name: pytest.approx(values, rel=1e-3) for name, values in metrics.mean_and_spread(judge.floor(210)).items()
+    }
+    assert found.pop("floor") == floor
+    rows = found.pop("rows")
+    assert found == {"n": 210, "seeds": 2, "device": str(device)} and list(rows) == list(board)
+    for name, row in rows.items():
+        expected = leaderboard.measure_row(judge, name, 210, range(2), device)
+        for column in ("measures", "ceiling"):
+            close = {m: pytest.approx(v, rel=1e-3, abs=1e-9) for m, v in expected.pop(column, {}).items()}
+            assert row.pop(column, {}) == close and ("seconds" in close) is (column == "measures")
+            assert column == "measures" or bool(close) is (name == "my_unet, 1 step")
+        assert row == expected == board[name]
+
+
+def test_what_evaluate_all_says_of_a_row_is_what_evaluate_says_of_its_network(board):
+    all_rows = json.loads(fmdiff("evaluate", "all", "-n", "200", "--seeds", "2", "--json").stdout)
+    options = {
+        "a VAE": ["my_vae"],
+        "my_unet, 1 step": ["my_unet", "--steps", "1"],
+        "my_patch, led, half-way": ["my_patch", "--steps", "2", "--guidance", "2.5", "--interval", "4", "7"],
+    }
+    for row, arguments in options.items():
+        found = json.loads(fmdiff("evaluate", *arguments, "-n", "200", "--seeds", "2", "--json").stdout)
+        assert all_rows["rows"][row]["measures"].pop("seconds") == [5, 0]
+        for measures, values in all_rows["rows"][row]["measures"].items():
+            assert found["measures"][measures] == pytest.approx(values, rel=1e-3, abs=1e-9)
+        assert found["measures"].keys() == all_rows["rows"][row]["measures"].keys()
+        assert found["floor"] == all_rows["floor"]
+
+
+def test_evaluate_all_prints_a_line_for_the_floor_and_for_each_row(board):
+    """Each number below the end of its head, and nothing where there is none."""
+    arguments = ["evaluate", "all", "-n", "210", "--seeds", "2"]
+    found, result = json.loads(fmdiff(*arguments, "--json").stdout), fmdiff(*arguments)
+    assert result.exit_code == 0
+    title, head, *lines = result.stdout.splitlines()
+    said = "210 images for each of 2 seeds, mean ± spread, on {}; seconds are for 1,000 images"
+    assert title == said.format(PartialState().device)
+    measures = ["fd", "kd", "precision", "recall", "label_accuracy", "copying", "seconds"]
+    assert head.split() == measures and [line[:28].rstrip() for line in lines] == ["floor", *board]
+    for line, column in zip(lines, [found["floor"], *(row["measures"] for row in found["rows"].values())], strict=True):
+        ends = [head.index(measure) + len(measure) for measure in measures]
+        cells = [line[end - 16 : end].split() for end in ends]
+        values = [column.get(measure) for measure in measures]
+        assert cells == [[f"{v[0]:.3f}", "±", f"{v[1]:.3f}"] if v else [] for v in values]
+
+
+def test_where_a_row_cannot_be_measured_those_before_it_are_printed_and_one_line_says_why(board):
+    """As JSON nothing is: half a leaderboard is none."""
+    board["my_unet, 1 step"]["name"] = "nowhere"
+    result = fmdiff("evaluate", "all", "-n", "200", "--seeds", "1")
+    assert result.exit_code == 2
+    assert [line[:28].rstrip() for line in result.stdout.splitlines()[2:]] == ["floor", "tiny", "a VAE"]
+    assert result.stderr.split("\r")[-1].startswith("fmdiff: there are no weights 'nowhere'; published are: ")
+    result = fmdiff("evaluate", "all", "-n", "200", "--seeds", "1", "--json")
+    assert result.exit_code == 2 and result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "options", [["--steps", "2"], ["--guidance", "0"], ["--guide", "weaker"], ["--interval", "0", "0"]]
+)
+@pytest.mark.parametrize("as_json", [[], ["--json"]])
+def test_options_that_every_row_has_of_its_own_are_refused_for_all(board, guidable, options, as_json):
+    said = "all rows of the leaderboard have their own steps and guidance; leave those options out"
+    check_refused(guidable, ["evaluate", "all", *options, *as_json], said)
+
+
+def test_evaluate_all_refuses_too_few_images_or_seeds(board, guidable):
+    check_refused(guidable, ["evaluate", "all", "-n", "199"], "-n is 199", "expected at least 200")
+    check_refused(guidable, ["evaluate", "all", "--seeds", "0"], "--seeds is 0", "expected at least 1")
 
 
 # fmdiff train

@@ -16,6 +16,7 @@ from fmdiff_helpers import checkpoints, recipes, schedules
 from fmdiff_helpers.checkpoints import WeightsError, build, load_pretrained, read_card, save_weights
 from fmdiff_helpers.data import to_model
 from fmdiff_helpers.diffusion import add_noise, draw_noise, simple_loss, v_loss, validation_loss, x0_loss
+from fmdiff_helpers.guidance import guided
 from fmdiff_helpers.models.vae import VAE
 from fmdiff_helpers.recipes import (
     CARDS,
@@ -30,6 +31,7 @@ from fmdiff_helpers.recipes import (
     load_autoencoder,
     load_denoiser,
     load_guided,
+    load_sampler,
     reconstruction_loss,
     reconstruction_validation,
     schedule_of,
@@ -37,7 +39,7 @@ from fmdiff_helpers.recipes import (
     task,
     vae_validation,
 )
-from fmdiff_helpers.samplers import generate
+from fmdiff_helpers.samplers import generate, sample_prior
 from fmdiff_helpers.standin import draw_garments
 from fmdiff_helpers.train import check_recipe, train
 
@@ -584,6 +586,144 @@ def test_the_published_denoiser_of_latents_is_guided_by_one_that_was_trained_for
     assert_close(denoiser(z, t, y), 2 * strong - weak, rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match=r"^autoencoder of 'latent_unet_unit_5' is "):
         load_guided("latent_unet", 2.0, guide="latent_unet_unit_5")
+
+
+# Trained networks that draw
+
+SHORT = {"schedule": {"beta": "cosine_beta", "T": 8}}
+
+
+@pytest.fixture(scope="module")
+def drawing(tmp_path_factory, autoencoders) -> Path:
+    """A folder of tiny networks that draw, those that draw step by step in 8 steps, and of guides for them."""
+    folder = tmp_path_factory.mktemp("drawing")
+    for name in ("unet", "transformer", "patch_unet"):
+        saved(name, folder / name, **SHORT)
+    for name, autoencoder in (("latent_unet", "vae"), ("vector_denoiser", "attention_autoencoder")):
+        saved(name, folder / name, autoencoder=autoencoders[autoencoder], **SHORT)
+    saved("patch_unet", folder / "weaker", seed=1, **SHORT)
+    saved("latent_unet", folder / "weaker_latent_unet", seed=1, autoencoder=autoencoders["vae"], **SHORT)
+    saved("vae", folder / "vae")
+    return folder
+
+
+def draw_plainly(folder: Path, model=None, num_steps: int | None = None, y=None, watch=None, vae=None) -> torch.Tensor:
+    """Return six images of seed 3, of a model in place of the network in the folder, if there is one."""
+    plain, schedule = load_denoiser(folder)
+    return generate(model or plain, schedule, 6, 3, num_steps, y, watch, vae)
+
+
+SIX = torch.tensor([3, 0, 9, 3, 5, 1])
+by_ddpm_and_ddim = pytest.mark.parametrize("num_steps", [None, 3])
+
+
+@by_ddpm_and_ddim
+@pytest.mark.parametrize("name, y", [("unet", None), ("transformer", SIX), ("patch_unet", SIX), ("patch_unet", None)])
+def test_a_sampler_draws_what_generate_does(drawing, name, y, num_steps):
+    """The same seed draws the same again, other seeds and labels other images."""
+    draw = load_sampler(drawing / name, num_steps)
+    found, seen, expected = draw(6, 3, y), [], []
+    assert found.shape == (6, 1, 28, 28) and found.equal(draw_plainly(drawing / name, None, num_steps, y))
+    assert draw(6, 3, y, seen.append).equal(found) and not draw(6, 4, y).equal(found)
+    if y is not None:
+        assert not draw(6, 3, y.flip(0)).equal(found)
+    draw_plainly(drawing / name, None, num_steps, y, lambda step: expected.append(step.xt))
+    assert len(seen) == len(expected) == (num_steps or 8)
+    assert all(one.equal(other) for one, other in zip(seen, expected, strict=True))
+
+
+@by_ddpm_and_ddim
+@pytest.mark.parametrize("interval", [None, (2, 7), (0, 3)])
+@pytest.mark.parametrize("guide", [None, "weaker"])
+def test_a_guided_sampler_is_guided_by_what_is_said_and_where(drawing, guide, interval, num_steps):
+    folder, weak = drawing / "patch_unet", drawing / guide if guide else None
+    plain, strong = load_denoiser(folder)[0], load_sampler(folder, num_steps, 2.5, weak, interval)
+    weaker = load_denoiser(weak)[0] if weak else lambda x, t, y: plain(x, t, None)
+
+    def led(x, t, y):
+        first, last = interval or (0, 7)
+        if not first <= t[0] <= last:
+            return plain(x, t, y)
+        return weaker(x, t, y) + 2.5 * (plain(x, t, y) - weaker(x, t, y))
+
+    found = strong(6, 3, SIX)
+    assert_close(found, draw_plainly(folder, led, num_steps, SIX), rtol=1e-3, atol=1e-3)
+    assert found.equal(
+        draw_plainly(folder, guided(plain, 2.5, interval, weak=weaker if weak else None), num_steps, SIX)
+    )
+    for other in ((None, None, None), (2.0, weak, interval), (2.5, drawing / "transformer", interval)):
+        assert (load_sampler(folder, num_steps, *other)(6, 3, SIX) - found).abs().max() > 0.05
+    if interval:
+        assert (load_sampler(folder, num_steps, 2.5, weak)(6, 3, SIX) - found).abs().max() > 0.05
+
+
+@by_ddpm_and_ddim
+@pytest.mark.parametrize("options", [{}, {"guidance": 2.5, "guide": "weaker_latent_unet", "interval": [3, 6]}])
+def test_a_sampler_of_latents_draws_and_shows_images(drawing, autoencoder, options, num_steps):
+    """Before each step what its autoencoder makes of the latents, in the end of the last."""
+    folder, vae = drawing / "latent_unet", load_pretrained(autoencoder["name"])
+    model, seen, expected = load_denoiser(folder)[0], [], []
+    if options:
+        options = options | {"guide": drawing / options["guide"]}
+        model = guided(model, 2.5, (3, 6), weak=load_denoiser(options["guide"])[0])
+    found = load_sampler(folder, num_steps, **options)(6, 3, SIX, seen.append)
+    images = draw_plainly(folder, model, num_steps, SIX, lambda step: expected.append(vae.from_latent(step.xt)), vae)
+    assert found.shape == (6, 1, 28, 28) and found.equal(images)
+    assert len(seen) == len(expected) == (num_steps or 8)
+    assert all(one.equal(other) for one, other in zip(seen, expected, strict=True))
+    noise = torch.randn(6, 2, 7, 7, generator=generator(3))
+    assert_close(seen[0], vae.from_latent(noise), rtol=1e-4, atol=1e-4)
+
+
+def test_a_sampler_of_vectors_draws_what_their_autoencoder_makes_of_them(drawing, autoencoders):
+    folder, decoder = drawing / "vector_denoiser", load_pretrained(autoencoders["attention_autoencoder"]["name"])
+    found = load_sampler(folder, 3)(6, 3, SIX)
+    assert found.shape == (6, 1, 28, 28) and found.equal(draw_plainly(folder, None, 3, SIX, None, decoder))
+    led = guided(load_denoiser(folder)[0], 1.5)
+    assert load_sampler(folder, 3, 1.5)(6, 3, SIX).equal(draw_plainly(folder, led, 3, SIX, None, decoder))
+
+
+def test_a_sampler_of_a_vae_draws_from_its_prior_with_nothing_to_watch(drawing):
+    draw, expected = load_sampler(drawing / "vae"), sample_prior(load_pretrained(drawing / "vae"), 6, 3)
+    assert draw(6, 3).equal(expected) and expected.shape == (6, 1, 28, 28)
+    assert draw(6, 3, None, lambda x: pytest.fail("shows what it draws")).equal(expected)
+    assert not draw(6, 4).equal(expected)
+
+
+@by_ddpm_and_ddim
+def test_an_interval_of_all_steps_is_none_and_one_of_no_step_that_is_taken_is_no_guidance(drawing, num_steps):
+    """Of the 8 steps three are 0, 4 and 7."""
+    folder = drawing / "patch_unet"
+    everywhere, nowhere = ((load_sampler(folder, num_steps, w)(6, 3, SIX)) for w in (3.0, 1.0))
+    assert load_sampler(folder, num_steps, 3.0, interval=(0, 7))(6, 3, SIX).equal(everywhere)
+    assert load_sampler(folder, num_steps)(6, 3, SIX).equal(nowhere)
+    assert (everywhere - nowhere).abs().max() > 0.05
+    for interval in ((1, 3), (5, 6)) if num_steps else ((8, 9),):
+        assert load_sampler(folder, num_steps, 3.0, interval=interval)(6, 3, SIX).equal(nowhere)
+    for interval in ((1, 4), (4, 4), (7, 7), (0, 0)):
+        found = load_sampler(folder, num_steps, 3.0, interval=interval)(6, 3, SIX)
+        assert not found.equal(nowhere) and not found.equal(everywhere)
+
+
+@pytest.mark.parametrize("guide", [None, "weaker"])
+def test_a_guided_network_is_the_plain_one_outside_the_interval(drawing, guide):
+    folder, weak, t = drawing / "patch_unet", drawing / guide if guide else None, torch.tensor([0, 2, 5, 7])
+    (inside, _), (plain, _) = load_guided(folder, 3.0, weak, interval=(2, 5)), load_denoiser(folder)
+    everywhere, found = load_guided(folder, 3.0, weak)[0](XT, t, Y), inside(XT, t, Y)
+    assert found[[0, 3]].equal(plain(XT, t, Y)[[0, 3]]) and found[1:3].equal(everywhere[1:3])
+    assert ((everywhere - plain(XT, t, Y)).abs().amax(dim=(1, 2, 3)) > 0.01).all()
+
+
+def test_a_sampler_that_cannot_be_is_refused_as_the_network_is(drawing, tmp_path, autoencoder):
+    with pytest.raises(ValueError, match="never learned without labels; name a weaker network"):
+        load_sampler(drawing / "transformer", guidance=2.0)
+    with pytest.raises(ValueError, match=r"^the guide .* takes no labels"):
+        load_sampler(drawing / "patch_unet", guidance=2.0, guide=drawing / "unet")
+    with pytest.raises(WeightsError, match="there are no weights 'nowhere'"):
+        load_sampler("nowhere")
+    saved("latent_unet", tmp_path, autoencoder=autoencoder | {"sha256": "0000"}, **SHORT)
+    with pytest.raises(WeightsError, match="with sha256 0000, found "):
+        load_sampler(tmp_path)
 
 
 # Autoencoders, and what all cards have

@@ -34,7 +34,8 @@ ALLOWED = {
     "paths": {"data", "diffusion", "plots", "samplers", "schedules"},
     "player": {"data", "diffusion", "guidance", "metrics", "models", "paths", "plots", "samplers", "schedules"},
     "results": {"checkpoints", "data", "export", "plots", "recipes", "samplers", "train"},
-    "cli": {"checkpoints", "data", "export", "metrics", "paths", "recipes", "results", "samplers"},
+    "leaderboard": {"checkpoints", "data", "metrics", "recipes"},
+    "cli": {"checkpoints", "data", "export", "leaderboard", "metrics", "paths", "recipes", "results", "samplers"},
 }
 
 

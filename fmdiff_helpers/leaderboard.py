@@ -1,0 +1,79 @@
+"""The leaderboard: every published network that draws, each as it draws best, on the same measures."""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from fmdiff_helpers.checkpoints import PUBLISHED, read_card
+from fmdiff_helpers.data import CLASS_NAMES, to_uint8
+from fmdiff_helpers.metrics import Judge, mean_and_spread
+from fmdiff_helpers.recipes import load_autoencoder, load_sampler
+
+STORED = PUBLISHED.parent / "leaderboard.json"
+# Row -> what `load_sampler` takes. A row that differs from another in one thing shows what that thing buys.
+ROWS = {
+    "transformer": {"name": "transformer", "num_steps": 10},
+    "unet": {"name": "unet", "num_steps": 200},
+    "unet, 50 steps": {"name": "unet", "num_steps": 50},
+    "vae": {"name": "vae"},
+    "latent_unet": {"name": "latent_unet", "num_steps": 50},
+    "latent_unet, led away": {
+        "name": "latent_unet",
+        "num_steps": 50,
+        "guidance": 2.0,
+        "guide": "latent_unet_unit_1",
+    },
+    "patch_unet": {"name": "patch_unet", "num_steps": 20},
+    "patch_unet, w = 1.5": {"name": "patch_unet", "num_steps": 20, "guidance": 1.5},
+    "patch_unet, w = 3 half-way": {"name": "patch_unet", "num_steps": 20, "guidance": 3.0, "interval": [60, 139]},
+    "vector_denoiser": {"name": "vector_denoiser", "num_steps": 50},
+    "vector_denoiser, w = 1.5": {"name": "vector_denoiser", "num_steps": 50, "guidance": 1.5},
+}
+
+
+def read_leaderboard() -> dict:
+    """Return the stored leaderboard: what `fmdiff evaluate all --json` has printed, and what benchmarks have added."""
+    return json.loads(STORED.read_text(encoding="utf-8"))
+
+
+def labels_for(name: str, n: int) -> Tensor | None:
+    """Return n labels, all kinds in turn, for a network that takes labels; None for one that takes none."""
+    takes_labels = read_card(name)["arguments"].get("num_classes", 0)
+    return torch.arange(n) % len(CLASS_NAMES) if takes_labels else None
+
+
+def clock(device: torch.device | str) -> float:
+    """Return seconds: of processor time on a CPU, whatever else runs there; elsewhere of waiting until all is done."""
+    if torch.device(device).type == "cpu":
+        return time.process_time()
+    torch.accelerator.synchronize(device)
+    return time.monotonic()
+
+
+def measure_sampler(
+    judge: Judge, draw: Callable, n: int, seeds: Sequence[int], y: Tensor | None = None, device: str = "cpu"
+) -> dict[str, tuple[float, float]]:
+    """Return mean and spread over the seeds of all measures of n images draw(n, seed, y), in [-1, 1].
+
+    Among them `seconds`, to draw 1,000 images, by `clock`.
+    """
+    measured = []
+    for seed in seeds:
+        start = clock(device)
+        images = to_uint8(draw(n, seed, y))
+        seconds = (clock(device) - start) * 1000 / n
+        measured.append(judge.measure(images, y) | {"seconds": seconds})
+    return mean_and_spread(measured)
+
+
+def measure_row(judge: Judge, row: str, n: int, seeds: Sequence[int], device: torch.device | str = "cpu") -> dict:
+    """Return a row of `ROWS` with its measures and, for a denoiser of latents, those of its autoencoder alone."""
+    options = ROWS[row]
+    card, draw = read_card(options["name"]), load_sampler(**options, device=device)
+    found = options | {"measures": measure_sampler(judge, draw, n, seeds, labels_for(options["name"], n), device)}
+    if "autoencoder" in card:
+        found["ceiling"] = mean_and_spread(judge.ceiling(n, load_autoencoder(card, device), seeds))
+    return found
