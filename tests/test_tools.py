@@ -152,6 +152,15 @@ def test_a_network_is_published_with_what_it_measured(trained):
     assert card["data"] == "Fashion-MNIST, training split" and card["torch"] and card["version"]
 
 
+def test_weights_that_replace_others_remember_what_those_measured(trained, tmp_path):
+    for fd in (3.0, 2.0, 1.0):
+        (tmp_path / "measures.json").write_text(f'{{"fd": [{fd}, 0.1]}}')
+        card = read_card(trained("Fashion-MNIST, training split").parent / "small")
+    assert card["measures"] == {"fd": [1.0, 0.1]}
+    assert [each["measures"]["fd"][0] for each in card["earlier"]] == [3.0, 2.0]
+    assert card["earlier"][0]["arguments"] == {"width": 2} and "earlier" not in card["earlier"][1]
+
+
 def test_a_network_trained_on_the_stand_in_is_not_published(trained, tmp_path):
     with pytest.raises(SystemExit, match="trained on the drawn stand-in"):
         trained("drawn stand-in for Fashion-MNIST")

@@ -1,5 +1,8 @@
 """Publish the weights that a training wrote: copy them to data/weights, with a card that says what they measured.
 
+What the weights that they replace had measured stays in the new card, under "earlier", and so do its "choices", which
+were measured on trainings of their own.
+
 fmdiff evaluate runs/unet --json > measures.json
 python tools/publish.py runs/unet unet "fmdiff train unet" measures.json
 """
@@ -22,6 +25,11 @@ def publish(folder: str, name: str, command: str, measures: str) -> Path:
     card |= {"command": command, "version": version("fmdiff-helpers"), "torch": torch.__version__.split("+")[0]}
     card["measures"] = json.loads(Path(measures).read_text(encoding="utf-8"))
     path = PUBLISHED / f"{name}.safetensors"
+    if path.with_suffix(".json").exists():
+        before = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        kept = {key: before[key] for key in ("arguments", "recipe", "device", "seconds", "measures") if key in before}
+        card["earlier"] = [*before.get("earlier", []), kept]
+        card |= {"choices": before["choices"]} if "choices" in before else {}
     save_weights(path, load_pretrained(folder), card)
     return path
 
