@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from original import OriginalUNet, train_original
+from original_unet import OriginalUNet, train_original
 from torch import nn
 
 from fmdiff_helpers.checkpoints import PUBLISHED, load_pretrained, read_card

@@ -4,6 +4,8 @@ Network: ConvNeXt blocks, dim 28, 2,996,315 parameters. Recipe: T = 200 linear b
 Adam at 1e-3, no average of the weights, no clip of the predicted x0. Written anew from its description.
 """
 
+import math
+import time
 from collections.abc import Iterator
 
 import torch
@@ -16,6 +18,7 @@ from torchvision.transforms import Compose, Lambda, RandomHorizontalFlip, ToPILI
 from fmdiff_helpers.diffusion import add_noise
 from fmdiff_helpers.models.layers import linear_attention, sinusoids
 from fmdiff_helpers.models.unet import ConvNeXtBlock
+from fmdiff_helpers.samplers import in_batches, sample_ddpm
 from fmdiff_helpers.schedules import Schedule, linear_beta
 
 WIDTHS = ((18, 28), (28, 56), (56, 112))
@@ -109,3 +112,31 @@ def train_original(model: nn.Module, images: Tensor) -> Iterator[int]:
             optimizer.step()
             seen += len(x0)
             yield seen
+
+
+class Peer:
+    """The original as a contender of quality.py: it draws on 20 of its 200 steps, and without a clip, as there."""
+
+    evaluations = 20
+
+    def __init__(self, images: Tensor, labels: Tensor):
+        self.images, self.network = images, OriginalUNet()
+
+    def networks(self) -> list[nn.Module]:
+        """Return what it trains."""
+        return [self.network]
+
+    def train(self, seconds: float) -> int:
+        """Train for so many processor seconds and return how many images were seen."""
+        end = time.process_time() + seconds
+        return next(seen for seen in train_original(self.network, self.images) if time.process_time() > end)
+
+    def draw(self, n: int, seed: int) -> tuple[Tensor, None]:
+        """Return n images (n, 1, 28, 28) in [-1, 1]; it takes no labels."""
+        generator = torch.Generator().manual_seed(seed)
+        x, schedule = torch.randn((n, 1, 28, 28), generator=generator), Schedule(linear_beta(200))
+
+        def draw_part(x: Tensor) -> Tensor:
+            return sample_ddpm(self.network, x, schedule, generator, self.evaluations, clip=math.inf)
+
+        return in_batches(draw_part, x, batch_size=250).clamp(-1, 1), None

@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from original import BATCH_SIZE, OriginalUNet, train_original
+from original_unet import BATCH_SIZE, OriginalUNet, train_original
 from torch import Tensor
 
 from fmdiff_helpers.checkpoints import build

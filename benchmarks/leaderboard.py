@@ -1,0 +1,95 @@
+"""Measure what lesson 08 shows beside the board itself: quality against steps and seconds, and kind by kind.
+
+uv run fmdiff evaluate all --json > board.json         the board; 45 minutes of one core
+uv run python benchmarks/leaderboard.py board board.json   put it into data/leaderboard.json
+uv run python benchmarks/leaderboard.py steps [NAME ...]   FD and seconds against steps; an hour of one core
+uv run python benchmarks/leaderboard.py kinds              FD of each kind of garment; a quarter of an hour
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from fmdiff_helpers.checkpoints import load_pretrained, write_atomically
+from fmdiff_helpers.data import load_fashion_mnist, to_uint8
+from fmdiff_helpers.leaderboard import ROWS, STORED, labels_for, measure_sampler
+from fmdiff_helpers.metrics import Judge, features, frechet_distance, mean_and_spread
+from fmdiff_helpers.recipes import load_sampler
+
+N, SEEDS = 1000, (0, 1, 2)
+# Name -> what `load_sampler` takes but for the steps, and the steps. Those of the board itself are measured there.
+SWEEPS = {
+    "transformer": ({"name": "transformer"}, (3, 5, 10, 20, 50)),
+    "unet": ({"name": "unet"}, (10, 20, 50, 100)),
+    "latent_unet": ({"name": "latent_unet"}, (3, 5, 10, 20, 50)),
+    "latent_unet, led away": ({"name": "latent_unet", "guidance": 2.0, "guide": "latent_unet_unit_1"}, (5, 10, 20, 50)),
+    "patch_unet": ({"name": "patch_unet"}, (5, 10, 20, 50)),
+    "patch_unet, w = 1.5": ({"name": "patch_unet", "guidance": 1.5}, (5, 10, 20)),
+    "vector_denoiser": ({"name": "vector_denoiser"}, (3, 5, 10, 20, 50)),
+    "vector_denoiser, w = 1.5": ({"name": "vector_denoiser", "guidance": 1.5}, (5, 10, 20, 50)),
+}
+KINDS_N = 2000  # 200 of each kind: more than there are features
+KINDS = ("transformer", "latent_unet, led away", "patch_unet, w = 1.5", "vector_denoiser, w = 1.5")
+
+
+def add(table: str, found: dict) -> None:
+    """Add entries to a table of the stored leaderboard."""
+    stored = json.loads(STORED.read_text()) if STORED.exists() else {}
+    stored[table] = stored.get(table, {}) | found
+    write_atomically(STORED, lambda file: file.write_text(json.dumps(stored, indent=1) + "\n"))
+    print(table, found, flush=True)
+
+
+def new_judge() -> Judge:
+    """Return what measures samples."""
+    images = {split: load_fashion_mnist(split)[0] for split in ("train", "test")}
+    return Judge(load_pretrained("classifier"), images["train"], images["test"])
+
+
+def measure_steps(names: list[str]) -> None:
+    """Measure the samples of each network, drawn in fewer and fewer steps."""
+    judge = new_judge()
+    for name in names:
+        options, numbers = SWEEPS[name]
+        for num_steps in numbers:
+            draw, y = load_sampler(**options, num_steps=num_steps), labels_for(options["name"], N)
+            add("steps", {f"{name}: {num_steps}": measure_sampler(judge, draw, N, SEEDS, y)})
+
+
+def measure_kinds() -> None:
+    """Measure the FD of each kind alone, for the networks that draw what they are told, and for training images."""
+    classifier, (test_images, test_labels) = load_pretrained("classifier"), load_fashion_mnist("test")
+    real = features(classifier, test_images)
+    images, labels = load_fashion_mnist("train")
+    y = torch.arange(KINDS_N) % 10
+
+    def by_kind(found: torch.Tensor) -> dict[str, float]:
+        return {str(kind): frechet_distance(found[y == kind], real[test_labels == kind]) for kind in range(10)}
+
+    def some(seed: int) -> torch.Tensor:
+        generator, number = torch.Generator().manual_seed(seed), KINDS_N // 10
+        kinds = [(labels == kind).nonzero().flatten() for kind in range(10)]
+        rows = [kind[torch.randperm(len(kind), generator=generator)[:number]] for kind in kinds]
+        return images[torch.stack(rows, dim=1).flatten()]  # in turn, as the samples are
+
+    add("kinds", {"floor": mean_and_spread([by_kind(features(classifier, some(seed))) for seed in SEEDS])})
+    for row in KINDS:
+        draw = load_sampler(**ROWS[row])
+        drawn = [features(classifier, to_uint8(draw(KINDS_N, seed, y))) for seed in SEEDS]
+        add("kinds", {row: mean_and_spread([by_kind(found) for found in drawn])})
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count())))
+    match sys.argv[1:]:
+        case ["board", path]:
+            add("board", json.loads(Path(path).read_text()))
+        case ["steps", *names] if set(names) <= set(SWEEPS):
+            measure_steps(names or list(SWEEPS))
+        case ["kinds"]:
+            measure_kinds()
+        case _:
+            print(__doc__)

@@ -1,0 +1,164 @@
+"""Compare what ten minutes of one processor core buy: our networks, other people's, and the originals of the lessons.
+
+uv run --group bench python benchmarks/quality.py run NAME [SECONDS]   train, draw, measure; into quality.json
+uv run --group bench python benchmarks/quality.py table                quality.json as a table
+
+Each is trained for the same processor seconds, autoencoder included, and draws with at most 20 evaluations of its
+network for an image, unguided. Names: those of `OURS` and `CONTENDERS`.
+"""
+
+import json
+import platform
+import sys
+import time
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fmdiff_helpers.checkpoints import build, load_pretrained, read_card
+from fmdiff_helpers.data import load_fashion_mnist, to_uint8
+from fmdiff_helpers.metrics import Judge, mean_and_spread
+from fmdiff_helpers.recipes import CARDS, load_autoencoder, load_denoiser, task, train_network
+from fmdiff_helpers.samplers import generate
+from fmdiff_helpers.train import Run, check_recipe
+
+N, SEEDS, SECONDS = 500, 3, 600
+RESULTS = Path(__file__).with_suffix(".json")
+
+
+class Ours:
+    """A network of ours and, for a denoiser of latents, its autoencoder, which gets a third of the time."""
+
+    evaluations = 20
+
+    def __init__(self, name: str, images: Tensor, labels: Tensor):
+        self.name, self.data = name, (images, labels)
+        self.autoencoder = CARDS[name].get("autoencoder")
+
+    def networks(self) -> list[nn.Module]:
+        """Return what it trains."""
+        return [build(CARDS[name]) for name in (self.autoencoder, self.name) if name]
+
+    def num_steps(self, card: dict, seconds: float) -> int:
+        """Return how many training steps fit into the seconds, by the time of a few."""
+        recipe = check_recipe(card["recipe"] | {"steps": 1000}, len(self.data[0]))
+        loss, draw, data, _ = task(card | {"recipe": recipe}, *self.data, torch.device("cpu"))
+        run, spent = Run(build(card), loss, draw, card | {"recipe": recipe}), []
+        for _ in range(20):
+            start = time.process_time()
+            run.train_step(*run.next_batch(*data))
+            spent.append(time.process_time() - start)
+        return round(seconds / sorted(spent)[10])
+
+    def train(self, seconds: float) -> int:
+        """Train by the recipe of `fmdiff train`, with fewer steps, and return how many images the denoiser saw."""
+        self.folder, start, options = Path(f"runs/quality/{self.name}"), time.process_time(), {}
+        if self.autoencoder:
+            encoder = self.folder.with_name(f"{self.name}_autoencoder")
+            steps = self.num_steps(CARDS[self.autoencoder], seconds / 3)
+            train_network(self.autoencoder, encoder, steps=steps, every=steps)
+            options["autoencoder"] = str(encoder)
+        card = CARDS[self.name]
+        if self.autoencoder:
+            card = card | {"autoencoder": {"name": str(encoder), "sha256": read_card(encoder)["sha256"]}}
+        steps = self.num_steps(card, seconds - (time.process_time() - start))
+        train_network(self.name, self.folder, steps=steps, every=steps, **options)
+        return steps * 128
+
+    def draw(self, n: int, seed: int) -> tuple[Tensor, Tensor | None]:
+        """Return n images (n, 1, 28, 28) in [-1, 1], and their labels where it takes them."""
+        card, (model, schedule) = read_card(self.folder), load_denoiser(self.folder)
+        vae = load_autoencoder(card) if self.autoencoder else None
+        y = torch.arange(n) % 10 if card["arguments"]["num_classes"] else None
+        return generate(model, schedule, n, seed, self.evaluations, y, vae=vae).clamp(-1, 1), y
+
+
+# Name -> module and class; what a contender has is seen in `Ours`. Only the one that runs is imported.
+CONTENDERS = {
+    "smalldiffusion U-Net": ("peers", "small_unet"),
+    "smalldiffusion DiT": ("peers", "small_dit"),
+    "diffusers UNet2DModel": ("peers", "CourseUNet"),
+    "original of lesson 02": ("original_transformer", "Peer"),
+    "original of lesson 03": ("original_unet", "Peer"),
+    "original of lesson 05": ("original_latent", "Peer"),
+    "original of lesson 06": ("original_patch_unet", "Peer"),
+    "original of lesson 07": ("original_vector", "Peer"),
+}
+OURS = ("transformer", "unet", "latent_unet", "patch_unet", "vector_denoiser")
+
+
+def run(name: str, seconds: float) -> None:
+    """Train and measure one contender and add it to the results."""
+    data = load_fashion_mnist("train")
+    torch.optim.AdamW([torch.zeros(1)])  # the first in a process takes seconds, which should count for nobody
+    torch.manual_seed(0)
+    if name in OURS:
+        contender = Ours(name, *data)
+    else:
+        module, kind = CONTENDERS[name]
+        contender = getattr(import_module(module), kind)(*data)
+    start = time.process_time()
+    seen = contender.train(seconds)
+    trained = time.process_time() - start
+    classifier, test_images = load_pretrained("classifier"), load_fashion_mnist("test")[0]
+    judge, measured = Judge(classifier, data[0], test_images), []
+    for seed in range(SEEDS):
+        start = time.process_time()
+        images, y = contender.draw(N, seed)
+        drawn = time.process_time() - start
+        measured.append(judge.measure(to_uint8(images), y) | {"seconds_per_1000": drawn / N * 1000})
+    found = {
+        "weights": sum(p.numel() for network in contender.networks() for p in network.parameters()),
+        "training_seconds": round(trained),
+        "images_seen": seen,
+        "evaluations": contender.evaluations,
+        "measures": mean_and_spread(measured),
+    }
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    results["about"] = about()
+    results["floor"] = mean_and_spread(judge.floor(N))
+    results.setdefault(f"{seconds:g}", {})[name] = found
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    print(name, json.dumps(found), flush=True)
+
+
+def about() -> dict:
+    """Return the circumstances of the measurement."""
+    versions = {package: version(package) for package in ("torch", "diffusers", "smalldiffusion")}
+    machine = f"one core of {platform.machine()}, {platform.system()}"
+    return {"command": "benchmarks/quality.py run NAME SECONDS", "n": N, "seeds": SEEDS, "machine": machine} | versions
+
+
+def table() -> str:
+    """Return the results as a table, best first."""
+    results = json.loads(RESULTS.read_text())
+    lines = ["| seconds | network | weights | images seen | FD | precision | recall | labels | copying | s / 1,000 |"]
+    lines.append("|---" * 10 + "|")
+    for seconds, rows in results.items():
+        if seconds in ("about", "floor"):
+            continue
+        for name, row in sorted(rows.items(), key=lambda item: item[1]["measures"]["fd"][0]):
+            cells = [cell(row["measures"].get(m)) for m in ("fd", "precision", "recall", "label_accuracy", "copying")]
+            rate = f"{row['measures']['seconds_per_1000'][0]:.0f}"
+            about = [seconds, name, f"{row['weights'] / 1e6:.2f} M", f"{row['images_seen']:,}"]
+            lines.append(f"| {' | '.join([*about, *cells, rate])} |")
+    return "\n".join(lines)
+
+
+def cell(value: list[float] | None) -> str:
+    """Return mean ± spread, or a dash where a network has no such measure."""
+    return f"{value[0]:.3g} ± {value[1]:.2g}" if value else "-"
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    match sys.argv[1:]:
+        case ["run", name, *seconds] if name in (*OURS, *CONTENDERS):
+            run(name, float(seconds[0]) if seconds else SECONDS)
+        case ["table"]:
+            print(table())
+        case _:
+            print(__doc__)
