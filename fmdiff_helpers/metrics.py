@@ -36,12 +36,12 @@ def spread_within(x: Tensor, y: Tensor) -> float:
 def frechet_distance(a: Tensor, b: Tensor) -> float:
     """Return the Fréchet distance of Gaussians fitted to features a (N, d) and b (M, d), both above d rows.
 
-    |mean_a - mean_b|^2 + trace(C_a + C_b - 2 (C_a C_b)^(1/2)). (Heusel et al. 2017, eq. 6)
+    |mean_a - mean_b|^2 + trace(C_a + C_b - 2 (C_a C_b)^(1/2)). (Heusel et al. 2017, eq. 6) Built in lesson 08.
     """
     if min(len(a), len(b)) <= a.shape[1]:
         raise ValueError(f"there are {len(a)} and {len(b)} images; expected more than the {a.shape[1]} features")
     cov_a, cov_b = torch.cov(a.T), torch.cov(b.T)
-    # The root's trace is the sum of the roots of the product's eigenvalues: real, and negative by rounding only.
+    # The trace of the root: eigenvalues of the product are real, and negative by rounding only.
     root = torch.linalg.eigvals(cov_a @ cov_b).real.clamp(min=0).sqrt().sum()
     distance = (a.mean(0) - b.mean(0)).square().sum() + cov_a.trace() + cov_b.trace() - 2 * root
     return distance.item()
@@ -51,6 +51,7 @@ def kernel_distance(a: Tensor, b: Tensor) -> float:
     """Return the squared maximum mean discrepancy of features a (N, d) and b (M, d), 0 on average for equal sources.
 
     With the kernel (x . y / d + 1)^3 and the unbiased estimate over all pairs. (Binkowski et al. 2018, section 3.1)
+    Built in lesson 08.
     """
 
     def kernel_sum(x: Tensor, y: Tensor) -> Tensor:
@@ -65,14 +66,22 @@ def kernel_distance(a: Tensor, b: Tensor) -> float:
     return (within_a + within_b - 2 * kernel_sum(a, b) / (n * m)).item()
 
 
-def covered(points: Tensor, support: Tensor, k: int = 3) -> float:
-    """Return the share of `points` (N, d) that lie in a ball around a point of `support` (M, d).
+def ball_radius(support: Tensor, k: int = 3) -> Tensor:
+    """Return, for each of `support` (M, d), the distance to its k-th nearest neighbour there, (M,).
 
-    A ball's radius is the distance to its centre's k-th nearest neighbour in `support`.
-    (Kynkäänniemi et al. 2019, eqs. 1 and 2)
+    (Kynkäänniemi et al. 2019, eq. 1) Built in lesson 08.
+    """
+    # The nearest of all is the point itself.
+    return torch.cat([torch.cdist(part, support).kthvalue(k + 1, dim=1).values for part in support.split(1000)])
+
+
+def covered(points: Tensor, support: Tensor, k: int = 3) -> float:
+    """Return the share of `points` (N, d) that lie in the ball around a point of `support` (M, d), of `ball_radius`.
+
+    (Kynkäänniemi et al. 2019, eqs. 1 and 2) Built in lesson 08.
     """
     points, support = points.float(), support.float()
-    radius = torch.cat([torch.cdist(part, support).kthvalue(k + 1, dim=1).values for part in support.split(1000)])
+    radius = ball_radius(support, k)
     inside = [(torch.cdist(part, support) <= radius).any(dim=1) for part in points.split(1000)]
     return torch.cat(inside).double().mean().item()
 

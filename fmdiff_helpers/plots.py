@@ -107,6 +107,43 @@ def curves(
     return figure
 
 
+def tradeoff(lines: dict[str, Sequence[tuple[float, float, str]]], xlabel: str, ylabel: str, floor: float) -> Figure:
+    """Draw named lines through points (x, y, label), both axes logarithmic, and what lies below `floor` in grey.
+
+    Names that are the same up to a comma share a colour. The thick grey line joins the points that have none to their
+    left, or above them, that is as low.
+    """
+    figure, (axis,) = new_figure(10, 5.4)
+    colors = {name: COLORS[k % len(COLORS)] for k, name in enumerate(dict.fromkeys(n.split(",")[0] for n in lines))}
+    for name, points in lines.items():
+        x, y, labels = zip(*sorted(points), strict=True)
+        own, variant = name.split(",")[0], "," in name
+        look = {"color": colors[own], "marker": "s" if variant else "o", "linestyle": "--" if variant else "-"}
+        axis.plot(x, y, label=name, **look)
+        for place in zip(x, y, labels, strict=True):
+            axis.annotate(place[2], place[:2], xytext=(3, 4), textcoords="offset points", fontsize=8)
+    best = []
+    for x, y, _ in sorted(point for points in lines.values() for point in points):
+        best += [(x, y)] if not best or y < best[-1][1] else []
+    axis.plot(*zip(*best, strict=True), color="black", linewidth=6, alpha=0.15, zorder=0)
+    axis.set(xlabel=xlabel, ylabel=ylabel, xscale="log", yscale="log", ylim=(0.7 * floor, None))
+    axis.axhspan(0.7 * floor, floor, color="black", alpha=0.1)
+    axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    return figure
+
+
+def balls(real: Tensor, drawn: Tensor, radius: Tensor) -> Figure:
+    """Draw points (N, 2) that are real, the balls around them of `radius` (N,), and points (M, 2) that are drawn."""
+    figure, (axis,) = new_figure(5, 5)
+    for centre, reach in zip(real.tolist(), radius.tolist(), strict=True):
+        axis.add_patch(plt.Circle(centre, reach, color=COLORS[0], alpha=0.12, linewidth=0))
+    axis.scatter(*real.T, color=COLORS[0], s=14, label="real")
+    axis.scatter(*drawn.T, color=COLORS[1], s=14, marker="x", label="drawn")
+    axis.set(aspect="equal")
+    axis.legend()
+    return figure
+
+
 def loss_curves(history: list[dict]) -> Figure:
     """Draw the training loss of a history, as `train` reports it, and the validation loss where there is one."""
     steps = [point["step"] for point in history]
@@ -137,19 +174,23 @@ def histograms(
     limits: tuple[float, float] = (-4, 4),
     xlabel: str = "pixel value",
     title: str = "",
+    bins: int = 80,
 ) -> Figure:
-    """Draw densities of named values, the first one filled, and named Gaussians (mean, std), the last one black."""
+    """Draw densities of named values, the first one filled, and named Gaussians (mean, std), the last one black.
+
+    Without `gaussians` it is N(0, 1); {} draws none.
+    """
     figure, (axis,) = new_figure(9, 3.4)
-    edges = np.linspace(*limits, 81)
+    edges = np.linspace(*limits, bins + 1)
     for k, (name, value) in enumerate(values.items()):
         look = {"histtype": "step", "linewidth": 1.5} if k else {"alpha": 0.4}
         value = value.detach().float().flatten().cpu().numpy()
         weights = np.full(len(value), 1 / (len(value) * (edges[1] - edges[0])))  # counts those outside the limits too
         axis.hist(value, edges, weights=weights, label=name, **look)
-    *others, last = (gaussians or {"N(0, 1)": (0, 1)}).items()
-    for name, (mean, std) in others:
-        axis.plot(edges, normal_density(edges, mean, std), "--", label=name)
-    axis.plot(edges, normal_density(edges, *last[1]), color="black", label=last[0])
+    gaussians = {"N(0, 1)": (0, 1)} if gaussians is None else gaussians
+    for k, (name, (mean, std)) in enumerate(gaussians.items(), 1):
+        look = {"color": "black"} if k == len(gaussians) else {"linestyle": "--"}
+        axis.plot(edges, normal_density(edges, mean, std), label=name, **look)
     axis.set(xlabel=xlabel, ylabel="density", title=title)
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure

@@ -15,6 +15,7 @@ from fmdiff_helpers.data import to_model
 from fmdiff_helpers.metrics import (
     Judge,
     accuracy,
+    ball_radius,
     covered,
     features,
     frechet_distance,
@@ -267,6 +268,14 @@ def test_a_ball_reaches_to_the_third_neighbour_unless_k_says_otherwise():
     support = torch.cat([square, square + 10])
     points = torch.tensor([[0.5, 0.5], [2.41, 1], [11, 12.41], [2.42, 1], [5, 5], [11, 12.42], [0, 10], [-1.1, -1.1]])
     assert covered(points, support) == 3 / 8
+
+
+@pytest.mark.parametrize("k, expected", [(1, [1, 1, 2, 4]), (2, [3, 2, 3, 6]), (3, [7, 6, 4, 7])])
+def test_the_radius_of_a_ball_is_the_distance_to_the_kth_neighbour(k, expected):
+    found = ball_radius(column(0, 1, 3, 7), k)
+    assert_close(found, torch.tensor(expected, dtype=torch.float64))
+    if k == 3:
+        assert_close(ball_radius(column(0, 1, 3, 7)), found)
 
 
 def test_covered_goes_over_more_points_than_it_takes_at_once():

@@ -12,6 +12,7 @@ from fmdiff_helpers.data import to_model
 from fmdiff_helpers.plots import (
     COLORS,
     as_frame,
+    balls,
     class_clouds,
     class_distributions,
     curves,
@@ -24,6 +25,7 @@ from fmdiff_helpers.plots import (
     normal_density,
     schedule_curves,
     tile,
+    tradeoff,
 )
 from fmdiff_helpers.schedules import Schedule, cosine_beta, linear_beta
 
@@ -35,6 +37,11 @@ HISTORY = [
     {"step": 150, "loss": 0.1},
     {"step": 180, "loss": 0.02, "validation": {"loss": 0.3, "kl": 8.0}},
 ]
+LINES = {
+    "a": [(8.0, 1.0, "20"), (2.0, 4.0, "5"), (4.0, 2.0, "10")],
+    "b": [(3.0, 6.0, "5"), (9.0, 2.5, "10")],
+    "a, guided": [(5.0, 3.0, "5"), (16.0, 0.7, "20")],
+}
 SCHEDULES = {"linear, T = 1000": Schedule(linear_beta(1000)), "cosine, T = 50": Schedule(cosine_beta(50))}
 
 
@@ -57,6 +64,8 @@ EVERY_FIGURE = {
     "curves": lambda: curves([0, 1], {"a": torch.tensor([0.0, 1.0])}, "x", "y"),
     "curves with spreads": lambda: curves([0, 1], {"a": [0.0, 1.0]}, "x", "y", spreads={"a": [0.1, 0.2]}),
     "loss_curves": lambda: loss_curves(HISTORY),
+    "tradeoff": lambda: tradeoff(LINES, "seconds", "FD", 0.5),
+    "balls": lambda: balls(POINTS, POINTS + 1, torch.tensor([1.0, 2.0, 3.0, 4.0])),
     "schedule_curves": lambda: schedule_curves(SCHEDULES),
     "class_clouds": lambda: class_clouds(POINTS, KINDS, ["a", "b"]),
     "class_distributions": lambda: class_distributions(POINTS.repeat(2, 1), KINDS.repeat(2), ["a", "b"], ["x", "y"]),
@@ -267,14 +276,70 @@ def test_histograms_draws_each_density_the_first_filled_the_others_as_outlines(l
     assert (axis.get_xlabel(), axis.get_ylabel(), axis.get_title()) == ("x", "density", "title")
 
 
-@pytest.mark.parametrize("gaussians", [None, {"one": (0.5, 0.2), "two": (-1.0, 2.0)}])
+@pytest.mark.parametrize("gaussians", [None, {"one": (0.5, 0.2), "two": (-1.0, 2.0)}, {}])
 def test_histograms_draws_the_named_gaussians_or_else_the_standard_one(gaussians):
     (axis,) = histograms({"flat": torch.linspace(-1, 1, 99)}, gaussians).axes
-    expected = gaussians or {"N(0, 1)": (0, 1)}
+    expected = {"N(0, 1)": (0, 1)} if gaussians is None else gaussians
     for line, (name, (mean, std)) in zip(axis.lines, expected.items(), strict=True):
         assert line.get_label() == name
         assert_allclose(line.get_ydata(), normal_density(line.get_xdata(), mean, std))
     assert set(texts(axis.get_legend().get_texts())) == {"flat", *expected}
+
+
+@pytest.mark.parametrize("bins", [4, 20])
+def test_histograms_has_as_many_bars_as_it_is_told(bins):
+    (axis,) = histograms({"flat": torch.linspace(-1, 1, 10_001)}, {}, (-1, 1), bins=bins).axes
+    bars = axis.containers[0]
+    assert len(bars) == bins
+    assert_allclose([bar.get_height() for bar in bars], 0.5, atol=0.01)
+
+
+# What is paid, and what for
+
+
+def test_tradeoff_draws_each_line_in_order_with_a_label_at_each_point():
+    (axis,) = tradeoff(LINES, "seconds", "FD", 0.5).axes
+    assert (axis.get_xscale(), axis.get_yscale(), axis.get_xlabel(), axis.get_ylabel()) == (
+        "log",
+        "log",
+        "seconds",
+        "FD",
+    )
+    for line, (name, points) in zip(axis.lines, LINES.items(), strict=False):
+        assert line.get_label() == name
+        assert list(zip(*line.get_data(), strict=True)) == sorted((x, y) for x, y, _ in points)
+    found = sorted((*label.xy, label.get_text()) for label in axis.texts)
+    assert found == sorted(point for points in LINES.values() for point in points)
+
+
+def test_tradeoff_gives_variants_of_a_name_its_colour_and_another_look():
+    (axis,) = tradeoff(LINES, "x", "y", 0.5).axes
+    plain, other, variant = axis.lines[:3]
+    assert plain.get_color() == variant.get_color() != other.get_color()
+    assert plain.get_linestyle() == other.get_linestyle() != variant.get_linestyle()
+
+
+def test_tradeoff_joins_the_points_that_nobody_beats_in_both():
+    (axis,) = tradeoff(LINES, "x", "y", 0.5).axes
+    assert list(zip(*axis.lines[-1].get_data(), strict=True)) == [(2, 4), (4, 2), (8, 1), (16, 0.7)]
+
+
+def test_tradeoff_shades_what_lies_below_the_floor():
+    (axis,) = tradeoff(LINES, "x", "y", 0.5).axes
+    (band,) = axis.patches
+    assert_allclose(band.get_bbox().intervaly, [0.35, 0.5])
+    assert_allclose(axis.get_ylim()[0], 0.35)
+
+
+def test_balls_have_their_centres_and_radii():
+    radius = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    (axis,) = balls(POINTS, POINTS[:2] + 1, radius).axes
+    assert_allclose([circle.center for circle in axis.patches], POINTS)
+    assert [circle.radius for circle in axis.patches] == radius.tolist()
+    real, drawn = (cloud.get_offsets() for cloud in axis.collections)
+    assert_allclose(real, POINTS)
+    assert_allclose(drawn, POINTS[:2] + 1)
+    assert axis.get_aspect() == 1 and texts(axis.get_legend().get_texts()) == ["real", "drawn"]
 
 
 @pytest.mark.parametrize("mean, std", [(0, 1), (-1.5, 0.2), (3, 2.5)])
