@@ -21,7 +21,8 @@ from torch import nn
 
 from fmdiff_helpers.checkpoints import PUBLISHED, load_pretrained, read_card
 from fmdiff_helpers.data import describe_data, load_fashion_mnist, to_uint8
-from fmdiff_helpers.metrics import Judge, mean_and_spread
+from fmdiff_helpers.leaderboard import load_judge
+from fmdiff_helpers.metrics import mean_and_spread
 from fmdiff_helpers.recipes import NUM_VALIDATION, schedule_of, task
 from fmdiff_helpers.samplers import in_batches, sample_ddpm
 from fmdiff_helpers.schedules import Schedule, cosine_beta, linear_beta
@@ -94,8 +95,7 @@ def exhibits() -> dict:
 def measure(name: str) -> None:
     """Measure one exhibit and add it to the results."""
     model, schedule, clip = exhibits()[name]()
-    images = {split: load_fashion_mnist(split)[0] for split in ("train", "test")}
-    judge = Judge(load_pretrained("classifier"), images["train"], images["test"])
+    judge = load_judge()
     measured = []
     for seed in range(SEEDS):
         generator = torch.Generator().manual_seed(seed)

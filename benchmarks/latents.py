@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from fmdiff_helpers.checkpoints import PUBLISHED, build, load_pretrained, read_card, save_weights
 from fmdiff_helpers.data import describe_data, load_fashion_mnist, to_uint8
 from fmdiff_helpers.diffusion import add_noise
+from fmdiff_helpers.leaderboard import load_judge
 from fmdiff_helpers.metrics import Judge, accuracy, features, mean_and_spread
 from fmdiff_helpers.recipes import (
     CARDS,
@@ -112,12 +113,6 @@ def train_variant(name: str) -> None:
         save_weights(PUBLISHED / f"latent_unet_unit_{unit:g}.safetensors", model.half(), found)
 
 
-def new_judge() -> Judge:
-    """Return what measures samples."""
-    images = {split: load_fashion_mnist(split)[0] for split in ("train", "test")}
-    return Judge(load_pretrained("classifier"), images["train"], images["test"])
-
-
 def quality(judge: Judge, samples: Tensor, y: Tensor) -> dict[str, float]:
     """Return the distances of samples and how many show what their label says."""
     samples = to_uint8(samples.clamp(-1, 1))
@@ -166,7 +161,7 @@ def measure_choices() -> None:
 
     A predicted noise needs the clip: at the last step its error is divided by almost nothing.
     """
-    judge = new_judge()
+    judge = load_judge()
     for name, (target, _) in VARIANTS.items():
         found = {name: measure(judge, folder_of(name), clip=math.inf if target == "v" else 4.0)}
         print(name, found[name], flush=True)
@@ -187,7 +182,7 @@ def measure_raw(folder: str, judge: Judge, table: str) -> None:
 
 def measure_steps() -> None:
     """Measure the published network with fewer and fewer steps, without and with noise on the way."""
-    judge = new_judge()
+    judge = load_judge()
     for eta, numbers in ((0.0, (5, 10, 20, 50, 100, 1000)), (1.0, (5, 10, 20, 50, 100))):
         for num_steps in numbers:
             found = {f"{num_steps} steps, eta {eta:g}": measure(judge, "latent_unet", eta, num_steps)}
@@ -197,7 +192,7 @@ def measure_steps() -> None:
 
 def measure_guidance() -> None:
     """Measure the published network led away from one that was trained for a tenth of the time."""
-    judge, vae = new_judge(), load_autoencoder(read_card("latent_unet"))
+    judge, vae = load_judge(), load_autoencoder(read_card("latent_unet"))
     rows = [(w, 50, N) for w in (1.0, 1.5, 2.0, 2.5, 3.0)] + [(2.0, 50, 10 * N), (2.0, 20, 10 * N)]
     for w, num_steps, n in rows:
         model, schedule = load_guided("latent_unet", w, "latent_unet_unit_1")
@@ -248,7 +243,7 @@ if __name__ == "__main__":
         case ["choices"]:
             measure_choices()
         case ["raw", folder]:
-            measure_raw(folder, new_judge(), "averaging")
+            measure_raw(folder, load_judge(), "averaging")
         case ["steps"]:
             measure_steps()
         case ["guidance"]:

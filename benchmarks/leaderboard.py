@@ -15,8 +15,8 @@ import torch
 
 from fmdiff_helpers.checkpoints import load_pretrained, write_atomically
 from fmdiff_helpers.data import load_fashion_mnist, to_uint8
-from fmdiff_helpers.leaderboard import ROWS, STORED, labels_for, measure_sampler
-from fmdiff_helpers.metrics import Judge, features, frechet_distance, mean_and_spread
+from fmdiff_helpers.leaderboard import ROWS, STORED, labels_for, load_judge, measure_sampler
+from fmdiff_helpers.metrics import features, frechet_distance, mean_and_spread
 from fmdiff_helpers.recipes import load_sampler
 
 N, SEEDS = 1000, (0, 1, 2)
@@ -43,15 +43,9 @@ def add(table: str, found: dict) -> None:
     print(table, found, flush=True)
 
 
-def new_judge() -> Judge:
-    """Return what measures samples."""
-    images = {split: load_fashion_mnist(split)[0] for split in ("train", "test")}
-    return Judge(load_pretrained("classifier"), images["train"], images["test"])
-
-
 def measure_steps(names: list[str]) -> None:
     """Measure the samples of each network, drawn in fewer and fewer steps."""
-    judge = new_judge()
+    judge = load_judge()
     for name in names:
         options, numbers = SWEEPS[name]
         for num_steps in numbers:

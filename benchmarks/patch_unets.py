@@ -18,9 +18,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fmdiff_helpers.checkpoints import PUBLISHED, build, load_pretrained, read_card
+from fmdiff_helpers.checkpoints import PUBLISHED, build, read_card
 from fmdiff_helpers.data import describe_data, load_fashion_mnist, to_model, to_uint8
 from fmdiff_helpers.guidance import guided
+from fmdiff_helpers.leaderboard import load_judge
 from fmdiff_helpers.metrics import Judge, mean_and_spread, spread_within
 from fmdiff_helpers.recipes import CARDS, load_denoiser, task
 from fmdiff_helpers.samplers import generate
@@ -85,12 +86,6 @@ def train_variant(name: str) -> None:
     train(model, loss, draw, data, validate, folder_of(name), card)
 
 
-def new_judge() -> Judge:
-    """Return what measures samples."""
-    images = {split: load_fashion_mnist(split)[0] for split in ("train", "test")}
-    return Judge(load_pretrained("classifier"), images["train"], images["test"])
-
-
 def measure(
     judge: Judge, model: Callable, schedule: Schedule, n: int = N, num_steps: int = NUM_STEPS, seeds: int = SEEDS
 ) -> dict:
@@ -133,7 +128,7 @@ def publish(table: str, results: dict, **about: object) -> None:
 
 def measure_choices(names: list[str]) -> None:
     """Measure variants that have been trained."""
-    judge, times = new_judge(), step_times()
+    judge, times = load_judge(), step_times()
     for name in names:
         card, (model, schedule) = read_card(folder_of(name)), load_denoiser(folder_of(name))
         about = {"step_time": times[name], "weights": sum(p.numel() for p in build(card).parameters())}
@@ -142,7 +137,7 @@ def measure_choices(names: list[str]) -> None:
 
 def measure_guidance() -> None:
     """Measure the published network over w and ranges of steps; and once more with more images."""
-    judge, (model, schedule) = new_judge(), load_denoiser("patch_unet")
+    judge, (model, schedule) = load_judge(), load_denoiser("patch_unet")
     for w, interval in GUIDANCE:
         name = f"w {w:g}" + (f", steps {interval[0]} to {interval[1]}" if interval else "")
         publish("guidance", {name: measure(judge, guided(model, w, interval), schedule)})

@@ -18,9 +18,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fmdiff_helpers.checkpoints import build, load_pretrained, read_card
+from fmdiff_helpers.checkpoints import build, read_card
 from fmdiff_helpers.data import load_fashion_mnist, to_uint8
-from fmdiff_helpers.metrics import Judge, mean_and_spread
+from fmdiff_helpers.leaderboard import load_judge
+from fmdiff_helpers.metrics import mean_and_spread
 from fmdiff_helpers.recipes import CARDS, load_autoencoder, load_denoiser, task, train_network
 from fmdiff_helpers.samplers import generate
 from fmdiff_helpers.train import Run, check_recipe
@@ -103,8 +104,7 @@ def run(name: str, seconds: float) -> None:
     start = time.process_time()
     seen = contender.train(seconds)
     trained = time.process_time() - start
-    classifier, test_images = load_pretrained("classifier"), load_fashion_mnist("test")[0]
-    judge, measured = Judge(classifier, data[0], test_images), []
+    judge, measured = load_judge(), []
     for seed in range(SEEDS):
         start = time.process_time()
         images, y = contender.draw(N, seed)

@@ -19,7 +19,8 @@ from torch import Tensor
 from fmdiff_helpers.checkpoints import PUBLISHED, build, load_pretrained, read_card
 from fmdiff_helpers.data import describe_data, load_fashion_mnist, to_uint8
 from fmdiff_helpers.diffusion import x0_loss
-from fmdiff_helpers.metrics import Judge, mean_and_spread, spread_within
+from fmdiff_helpers.leaderboard import load_judge
+from fmdiff_helpers.metrics import mean_and_spread, spread_within
 from fmdiff_helpers.recipes import CARDS, load_denoiser, schedule_of, task
 from fmdiff_helpers.samplers import generate, in_batches, respace
 from fmdiff_helpers.train import Run, check_recipe, train
@@ -105,8 +106,7 @@ def measure(name: str) -> None:
     """Measure one exhibit and add it to the results."""
     torch.set_num_threads(1)
     n, table = (2000, "choices") if name in VARIANTS else (10_000, "exhibits")
-    images = {split: load_fashion_mnist(split)[0] for split in ("train", "test")}
-    judge = Judge(load_pretrained("classifier"), images["train"], images["test"])
+    judge = load_judge()
     y, measured = torch.arange(n) % 10, []
     for seed in range(SEEDS):
         samples = draw_samples(name, seed, y).clamp(-1, 1)

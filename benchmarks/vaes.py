@@ -14,6 +14,7 @@ from torch import nn
 
 from fmdiff_helpers.checkpoints import PUBLISHED, build, load_pretrained, read_card, save_weights
 from fmdiff_helpers.data import describe_data, load_fashion_mnist, to_model, to_uint8
+from fmdiff_helpers.leaderboard import load_judge
 from fmdiff_helpers.metrics import Judge, features, mean_and_spread
 from fmdiff_helpers.models.vae import active_units, kl_divergence
 from fmdiff_helpers.recipes import CARDS, task
@@ -52,12 +53,11 @@ def measure(judge: Judge, vae: nn.Module, x0: torch.Tensor) -> dict:
 def main() -> None:
     """Measure all and write the result into the card of the published `vae`."""
     torch.set_num_threads(1)
-    images = {split: load_fashion_mnist(split)[0] for split in ("train", "test")}
-    judge = Judge(load_pretrained("classifier"), images["train"], images["test"])
+    judge = load_judge()
     names = ["vae", *(f"vae_vector_{beta:g}" for beta in BETAS)]
     exhibits = {"n": N, "seeds": SEEDS, "device": "cpu", "floor": mean_and_spread(judge.floor(N))}
     for name in names:
-        exhibits[name] = measure(judge, load_pretrained(name), to_model(images["test"]))
+        exhibits[name] = measure(judge, load_pretrained(name), to_model(judge.test_images))
         print(name, exhibits[name], flush=True)
     card = read_card("vae") | {"exhibits": exhibits}
     (PUBLISHED / "vae.json").write_text(json.dumps(card, indent=1) + "\n")

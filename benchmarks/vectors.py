@@ -18,6 +18,7 @@ from torch import nn
 
 from fmdiff_helpers.checkpoints import PUBLISHED, build, load_pretrained, read_card
 from fmdiff_helpers.data import describe_data, load_fashion_mnist, to_uint8
+from fmdiff_helpers.leaderboard import load_judge
 from fmdiff_helpers.metrics import Judge, mean_and_spread
 from fmdiff_helpers.models.attention_autoencoder import ChannelAttention
 from fmdiff_helpers.recipes import (
@@ -134,8 +135,7 @@ def measure_guidance(judge: Judge) -> dict:
 
 def measure(what: str) -> None:
     """Measure one of `MEASURES` and write it into the card of the published denoiser."""
-    images = [load_fashion_mnist(split)[0] for split in ("train", "test")]
-    found = MEASURES[what](Judge(load_pretrained("classifier"), *images))
+    found = MEASURES[what](load_judge())
     card = read_card("vector_denoiser") | {what: found}
     (PUBLISHED / "vector_denoiser.json").write_text(json.dumps(card, indent=1) + "\n")
 

@@ -357,25 +357,15 @@ def show_latent(
     typer.echo(f"{what} of {name} in {out}")
 
 
-def new_judge(device):
-    """Return what measures images, from the published classifier and the dataset."""
-    from fmdiff_helpers.checkpoints import load_pretrained
-    from fmdiff_helpers.data import load_fashion_mnist
-    from fmdiff_helpers.metrics import Judge
-
-    with plain_errors():
-        images = {split: load_fashion_mnist(split, device)[0] for split in ("train", "test")}
-        return Judge(load_pretrained("classifier", device), images["train"], images["test"])
-
-
 def evaluate_all(n: int, seeds: int, device, as_json: bool) -> None:
     """Print the leaderboard: as JSON in the end, or row by row."""
     import json
 
-    from fmdiff_helpers.leaderboard import ROWS, measure_row
+    from fmdiff_helpers.leaderboard import ROWS, load_judge, measure_row
     from fmdiff_helpers.metrics import mean_and_spread
 
-    judge, numbers = new_judge(device), range(seeds)
+    with plain_errors():
+        judge, numbers = load_judge(device), range(seeds)
     board = {"n": n, "seeds": seeds, "device": str(device), "floor": mean_and_spread(judge.floor(n)), "rows": {}}
     measures = ("fd", "kd", "precision", "recall", "label_accuracy", "copying", "seconds")
     if not as_json:
@@ -415,6 +405,7 @@ def evaluate(
 
     from fmdiff_helpers.checkpoints import load_pretrained, read_card
     from fmdiff_helpers.data import load_fashion_mnist, to_uint8
+    from fmdiff_helpers.leaderboard import load_judge
     from fmdiff_helpers.metrics import accuracy, mean_and_spread
     from fmdiff_helpers.recipes import encodes, load_autoencoder
 
@@ -443,7 +434,7 @@ def evaluate(
         y = choose_labels(None, n, takes_labels)
         vae = load_pretrained(name, device) if encodes(card) else None
         vae = load_autoencoder(card, device) if "autoencoder" in card else vae
-    judge = new_judge(device)
+        judge = load_judge(device)
     columns = {"floor": mean_and_spread(judge.floor(n))}
     if draw:
         measured = [judge.measure(to_uint8(draw(n, seed, y)), y) for seed in range(seeds)]

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fmdiff_helpers.checkpoints import PUBLISHED, read_card
-from fmdiff_helpers.data import CLASS_NAMES, to_uint8
+from fmdiff_helpers.checkpoints import PUBLISHED, load_pretrained, read_card
+from fmdiff_helpers.data import CLASS_NAMES, load_fashion_mnist, to_uint8
 from fmdiff_helpers.metrics import Judge, mean_and_spread
 from fmdiff_helpers.recipes import load_autoencoder, load_sampler
 
@@ -37,6 +37,12 @@ ROWS = {
 def read_leaderboard() -> dict:
     """Return the stored leaderboard: what `fmdiff evaluate all --json` has printed, and what benchmarks have added."""
     return json.loads(STORED.read_text(encoding="utf-8"))
+
+
+def load_judge(device: torch.device | str = "cpu") -> Judge:
+    """Return what measures images: the published classifier, and the dataset on `device`. WeightsError or DataError."""
+    images = (load_fashion_mnist(split, device)[0] for split in ("train", "test"))
+    return Judge(load_pretrained("classifier", device), *images)
 
 
 def labels_for(name: str, n: int) -> Tensor | None:

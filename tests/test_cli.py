@@ -402,11 +402,16 @@ def guidable(tiny) -> Path:
     return tiny
 
 
+def on(device, *tensors: torch.Tensor) -> list[torch.Tensor]:
+    return [x.to(device) for x in tensors]
+
+
 @pytest.fixture
 def garments(monkeypatch) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """A few drawn garments and their labels in the place of both splits of the dataset."""
     splits = {"train": draw_garments(300, seed=0), "test": draw_garments(250, seed=1)}
-    monkeypatch.setattr(data, "load_fashion_mnist", lambda split, device="cpu": [x.to(device) for x in splits[split]])
+    for module in (data, leaderboard):
+        monkeypatch.setattr(module, "load_fashion_mnist", lambda split, device="cpu": on(device, *splits[split]))
     return splits
 
 
