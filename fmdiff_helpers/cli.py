@@ -155,7 +155,7 @@ def load_trained(
     with plain_errors():
         card = read_card(name)
         takes_labels = "schedule" in card and card["arguments"]["num_classes"] > 0
-        for option, value in (("--guide", guide), ("--interval", interval)):
+        for option, value in (("--guide", guide), ("--interval", interval and "{} {}".format(*interval))):
             if value is not None and guidance is None:
                 raise ValueError(f"{option} is {value!r}; say with --guidance how far to lead")
         if guidance is not None and not takes_labels:

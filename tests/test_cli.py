@@ -784,7 +784,7 @@ def test_in_an_interval_images_are_guided_at_its_steps_alone(guidable, first, la
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (["--interval", "0", "5"], ["--interval is (0, 5)", "say with --guidance how far to lead"]),
+        (["--interval", "0", "5"], ["--interval is '0 5'", "say with --guidance how far to lead"]),
         (["--interval", "0", "5", "--guide", "weaker"], ["say with --guidance how far to lead"]),
         (["--guidance", "2", "--interval", "0", "8"], ["--interval is 0 8", "the steps 0 to 7, in order"]),
         (["--guidance", "2", "--interval", "8", "9"], ["--interval is 8 9", "the steps 0 to 7, in order"]),
@@ -806,7 +806,7 @@ def test_an_interval_without_guidance_or_of_steps_that_are_not_there_is_refused(
 @pytest.mark.parametrize("command", ["sample", "evaluate"])
 def test_an_interval_for_networks_that_take_no_labels_is_refused(latents, garments, command):
     for name in ("tiny", "my_vae"):
-        check_refused(latents, [command, name, "--interval", "0", "3"], "--interval is (0, 3)", "say with --guidance")
+        check_refused(latents, [command, name, "--interval", "0", "3"], "--interval is '0 3'", "say with --guidance")
         options = ["--guidance", "2", "--interval", "0", "3"]
         check_refused(latents, [command, name, *options], "--guidance is 2", f"{name!r} takes no labels to lead to")
 
