@@ -34,7 +34,7 @@ CARDS = {
         "arguments": {"image_size": 28, "patch": 4, "dim": 128, "depth": 4, "num_classes": 10, "attention": "linear"},
         "schedule": {"beta": "cosine_beta", "T": 200},
         "target": "x0",
-        "recipe": {"lr": 1e-3, "weight_decay": 0.05, "cycles": 3},
+        "recipe": {"lr": 4e-3, "weight_decay": 0.05, "cycles": 3},
     },
     "vae": {
         "network": "vae.VAE",
@@ -80,7 +80,7 @@ CARDS = {
 }
 PROFILES = {
     "unet": {"smoke": {"steps": 60, "every": 20}, "quick": {"steps": 2000}, "full": {"steps": 5000}},
-    "transformer": {"smoke": {"steps": 60, "every": 20}, "quick": {"steps": 1500}, "full": {"steps": 6000}},
+    "transformer": {"smoke": {"steps": 60, "every": 20}, "quick": {"steps": 1500}, "full": {"steps": 12000}},
     "vae": {"smoke": {"steps": 60, "every": 20}, "quick": {"steps": 1000}, "full": {"steps": 3000}},
     "latent_unet": {"smoke": {"steps": 60, "every": 20}, "quick": {"steps": 7000}, "full": {"steps": 16000}},
     "patch_unet": {"smoke": {"steps": 60, "every": 20}, "quick": {"steps": 3000}, "full": {"steps": 8000}},
