@@ -1,9 +1,9 @@
 """Measure what lesson 08 shows beside the board itself: quality against steps and seconds, and kind by kind.
 
-uv run fmdiff evaluate all --json > board.json         the board; 45 minutes of one core
+uv run fmdiff evaluate all --json > board.json             the board
 uv run python benchmarks/leaderboard.py board board.json   put it into data/leaderboard.json
-uv run python benchmarks/leaderboard.py steps [NAME ...]   FD and seconds against steps; an hour of one core
-uv run python benchmarks/leaderboard.py kinds              FD of each kind of garment; a quarter of an hour
+uv run python benchmarks/leaderboard.py steps [NAME ...]   FD and seconds against steps
+uv run python benchmarks/leaderboard.py kinds              FD of each kind of garment
 """
 
 import json
