@@ -361,24 +361,27 @@ def evaluate_all(n: int, seeds: int, device, as_json: bool) -> None:
     """Print the leaderboard: as JSON in the end, or row by row."""
     import json
 
+    from fmdiff_helpers.data import load_fashion_mnist
     from fmdiff_helpers.leaderboard import ROWS, load_judge, measure_row
     from fmdiff_helpers.metrics import mean_and_spread
 
     with plain_errors():
-        judge, numbers = load_judge(device), range(seeds)
-    board = {"n": n, "seeds": seeds, "device": str(device), "floor": mean_and_spread(judge.floor(n)), "rows": {}}
+        judge, numbers, labels = load_judge(device), range(seeds), load_fashion_mnist("train")[1]
+    floors = {"floor": judge.floor(n), "floor, equal kinds": judge.floor(n, labels=labels)}
+    floors = {name: mean_and_spread(measures) for name, measures in floors.items()}
+    board = {"n": n, "seeds": seeds, "device": str(device)} | floors | {"rows": {}}
     measures = ("fd", "kd", "precision", "recall", "label_accuracy", "copying", "seconds")
     if not as_json:
         typer.echo(f"{n} images for each of {seeds} seeds, mean ± spread, on {device}; seconds are for 1,000 images")
         typer.echo(" " * 28 + "".join(f"{measure:>20}" for measure in measures))
-    for row in (None, *ROWS):
-        if row is not None:
+    for row in (*floors, *ROWS):
+        if row in ROWS:
             with plain_errors():
                 board["rows"][row] = measure_row(judge, row, n, numbers, device)
         if not as_json:
-            found = board["rows"][row]["measures"] if row else board["floor"]
+            found = floors.get(row) or board["rows"][row]["measures"]
             cells = (f"{found[m][0]:8.3f} ± {found[m][1]:5.3f}" if m in found else "" for m in measures)
-            typer.echo(f"{row or 'floor':<28}{''.join(f'{cell:>20}' for cell in cells)}".rstrip())
+            typer.echo(f"{row:<28}{''.join(f'{cell:>20}' for cell in cells)}".rstrip())
     if as_json:
         typer.echo(json.dumps(board, indent=1))
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from fmdiff_helpers.checkpoints import PUBLISHED, load_pretrained, read_card
 from fmdiff_helpers.data import CLASS_NAMES, load_fashion_mnist, to_uint8
 from fmdiff_helpers.metrics import Judge, mean_and_spread
-from fmdiff_helpers.recipes import load_autoencoder, load_sampler
+from fmdiff_helpers.recipes import load_sampler
 
 STORED = PUBLISHED.parent / "leaderboard.json"
 # Row -> what `load_sampler` takes. A row that differs from another in one thing shows what that thing buys.
@@ -76,10 +76,7 @@ def measure_sampler(
 
 
 def measure_row(judge: Judge, row: str, n: int, seeds: Sequence[int], device: torch.device | str = "cpu") -> dict:
-    """Return a row of `ROWS` with its measures and, for a denoiser of latents, those of its autoencoder alone."""
+    """Return a row of `ROWS` with its measures."""
     options = ROWS[row]
-    card, draw = read_card(options["name"]), load_sampler(**options, device=device)
-    found = options | {"measures": measure_sampler(judge, draw, n, seeds, labels_for(options["name"], n), device)}
-    if "autoencoder" in card:
-        found["ceiling"] = mean_and_spread(judge.ceiling(n, load_autoencoder(card, device), seeds))
-    return found
+    draw = load_sampler(**options, device=device)
+    return options | {"measures": measure_sampler(judge, draw, n, seeds, labels_for(options["name"], n), device)}

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
 from fmdiff_helpers.data import to_model, to_uint8
 
@@ -133,14 +134,22 @@ class Judge:
             "recall": covered(self.test_features, found),
         }
 
-    def real(self, n: int, seed: int) -> Tensor:
-        """Return n random training images."""
-        chosen = torch.randperm(len(self.train_images), generator=torch.Generator().manual_seed(seed))[:n]
-        return self.train_images[chosen.to(self.train_images.device)]
+    def real(self, n: int, seed: int, labels: Tensor | None = None) -> Tensor:
+        """Return n random training images: given the labels (N,) of all of them, equal numbers of each kind."""
+        order = torch.randperm(len(self.train_images), generator=torch.Generator().manual_seed(seed))
+        if labels is not None:
+            kinds = one_hot(labels.cpu()[order])
+            rank = (kinds * kinds.cumsum(dim=0)).sum(dim=1)  # 1 for the first of its kind, 2 for the second, ...
+            order = order[rank.argsort(stable=True)]
+        return self.train_images[order[:n].to(self.train_images.device)]
 
-    def floor(self, n: int, seeds: Sequence[int] = (0, 1, 2)) -> list[dict[str, float]]:
-        """Return what n random training images score as samples, once for each seed; copying is 0.05 by definition."""
-        found = (features(self.classifier, self.real(n, seed)) for seed in seeds)
+    def floor(self, n: int, seeds: Sequence[int] = (0, 1, 2), labels: Tensor | None = None) -> list[dict[str, float]]:
+        """Return what n training images, of `real`, score as samples, for each seed; copying is 0.05 by definition.
+
+        Samples drawn with equal numbers of each label need the floor of `labels`: it is lower, as the test images have
+        equal numbers of each kind, too.
+        """
+        found = (features(self.classifier, self.real(n, seed, labels)) for seed in seeds)
         return [self.distances(each) | {"copying": 0.05} for each in found]
 
     @torch.no_grad()

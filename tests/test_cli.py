@@ -1188,18 +1188,15 @@ def test_evaluate_all_measures_every_row_beside_the_floor_as_json(board, garment
     result = fmdiff("evaluate", "all", "-n", "210", "--seeds", "2", "--json")
     assert result.exit_code == 0
     found, device, judge = json.loads(result.stdout), PartialState().device, judge_of(garments)
-    floor = {
-        name: pytest.approx(values, rel=1e-3) for name, values in metrics.mean_and_spread(judge.floor(210)).items()
-    }
-    assert found.pop("floor") == floor
+    for row, labels in (("floor", None), ("floor, equal kinds", garments["train"][1])):
+        measures = metrics.mean_and_spread(judge.floor(210, labels=labels)).items()
+        assert found.pop(row) == {name: pytest.approx(values, rel=1e-3) for name, values in measures}
     rows = found.pop("rows")
     assert found == {"n": 210, "seeds": 2, "device": str(device)} and list(rows) == list(board)
     for name, row in rows.items():
         expected = leaderboard.measure_row(judge, name, 210, range(2), device)
-        for column in ("measures", "ceiling"):
-            close = {m: pytest.approx(v, rel=1e-3, abs=1e-9) for m, v in expected.pop(column, {}).items()}
-            assert row.pop(column, {}) == close and ("seconds" in close) is (column == "measures")
-            assert column == "measures" or bool(close) is (name == "my_unet, 1 step")
+        close = {m: pytest.approx(v, rel=1e-3, abs=1e-9) for m, v in expected.pop("measures").items()}
+        assert row.pop("measures") == close and "seconds" in close
         assert row == expected == board[name]
 
 
@@ -1228,8 +1225,10 @@ def test_evaluate_all_prints_a_line_for_the_floor_and_for_each_row(board):
     said = "210 images for each of 2 seeds, mean ± spread, on {}; seconds are for 1,000 images"
     assert title == said.format(PartialState().device)
     measures = ["fd", "kd", "precision", "recall", "label_accuracy", "copying", "seconds"]
-    assert head.split() == measures and [line[:28].rstrip() for line in lines] == ["floor", *board]
-    for line, column in zip(lines, [found["floor"], *(row["measures"] for row in found["rows"].values())], strict=True):
+    floors = ["floor", "floor, equal kinds"]
+    assert head.split() == measures and [line[:28].rstrip() for line in lines] == [*floors, *board]
+    columns = [*(found[row] for row in floors), *(row["measures"] for row in found["rows"].values())]
+    for line, column in zip(lines, columns, strict=True):
         ends = [head.index(measure) + len(measure) for measure in measures]
         cells = [line[end - 16 : end].split() for end in ends]
         values = [column.get(measure) for measure in measures]
@@ -1241,7 +1240,8 @@ def test_where_a_row_cannot_be_measured_those_before_it_are_printed_and_one_line
     board["my_unet, 1 step"]["name"] = "nowhere"
     result = fmdiff("evaluate", "all", "-n", "200", "--seeds", "1")
     assert result.exit_code == 2
-    assert [line[:28].rstrip() for line in result.stdout.splitlines()[2:]] == ["floor", "tiny", "a VAE"]
+    printed = [line[:28].rstrip() for line in result.stdout.splitlines()[2:]]
+    assert printed == ["floor", "floor, equal kinds", "tiny", "a VAE"]
     assert result.stderr.split("\r")[-1].startswith("fmdiff: there are no weights 'nowhere'; published are: ")
     result = fmdiff("evaluate", "all", "-n", "200", "--seeds", "1", "--json")
     assert result.exit_code == 2 and result.stdout == ""

@@ -433,6 +433,31 @@ def test_real_images_are_n_different_ones_of_the_training_images(judge, train_im
     assert not torch.equal(*index)
 
 
+@pytest.mark.parametrize("n", [100, 43, 7])
+def test_real_images_by_label_are_random_ones_in_equal_numbers(judge, train_images, n):
+    """Of 400 images, half of them of kind 0; where the kinds are too many to be equal, they differ by one."""
+    labels = torch.cat([torch.zeros(200), torch.arange(200) % 4 + 1]).long()
+    drawn = {seed: judge.real(n, seed, labels) for seed in (0, 1)}
+    for images in drawn.values():
+        chosen = nearest(images, train_images)[1]
+        assert torch.equal(images, train_images[chosen]) and chosen.unique().numel() == n
+        counts = labels[chosen].bincount(minlength=5)
+        assert counts.max() - counts.min() == (n % 5 > 0)
+    assert torch.equal(judge.real(n, 0, labels), drawn[0]) and not torch.equal(*drawn.values())
+
+
+def test_where_a_kind_has_too_few_images_all_of_them_are_real_images(judge, train_images):
+    labels = torch.where(torch.arange(400) < 10, 1, 0)
+    chosen = nearest(judge.real(100, 3, labels), train_images)[1]
+    assert labels[chosen].bincount().tolist() == [90, 10]
+
+
+def test_the_floor_of_labels_is_what_as_many_of_each_kind_score(judge, classifier):
+    labels = torch.arange(400) // 300
+    for seed, found in zip((5, 6), judge.floor(150, [5, 6], labels), strict=True):
+        assert found == judge.distances(features(classifier, judge.real(150, seed, labels))) | {"copying": 0.05}
+
+
 def test_the_floor_is_what_the_real_images_of_its_seeds_score(judge, classifier):
     for seed, found in zip((5, 6), judge.floor(150, seeds=[5, 6]), strict=True):
         assert found == judge.distances(features(classifier, judge.real(150, seed))) | {"copying": 0.05}
