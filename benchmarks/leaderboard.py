@@ -24,6 +24,10 @@ N, SEEDS = 1000, (0, 1, 2)
 # Name -> what `load_sampler` takes but for the steps, and the steps. Those of the board itself are measured there.
 SWEEPS = {
     "transformer": ({"name": "transformer"}, (3, 5, 10, 20, 50)),
+    "transformer, led away": (
+        {"name": "transformer", "guidance": 1.5, "guide": "transformer_linear"},
+        (5, 10, 20),
+    ),
     "unet": ({"name": "unet"}, (10, 20, 50, 100)),
     "latent_unet": ({"name": "latent_unet"}, (3, 5, 10, 20, 50)),
     "latent_unet, led away": ({"name": "latent_unet", "guidance": 2.0, "guide": "latent_unet_unit_1"}, (5, 10, 20, 50)),

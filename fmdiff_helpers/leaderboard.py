@@ -16,6 +16,12 @@ STORED = PUBLISHED.parent / "leaderboard.json"
 # Row -> what `load_sampler` takes. A row that differs from another in one thing shows what that thing buys.
 ROWS = {
     "transformer": {"name": "transformer", "num_steps": 10},
+    "transformer, led away": {
+        "name": "transformer",
+        "num_steps": 10,
+        "guidance": 1.5,
+        "guide": "transformer_linear",
+    },
     "unet": {"name": "unet", "num_steps": 200},
     "unet, 50 steps": {"name": "unet", "num_steps": 50},
     "vae": {"name": "vae"},

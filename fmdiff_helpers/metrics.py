@@ -1,7 +1,8 @@
 """How good are samples? Distances to the test images, precision and recall, copying: each beside its floor.
 
 Garments are compared in the features of the published classifier, which was trained on the training split only. The
-floor of a measure is what real training images of the same number score: no network can be expected to do better.
+floor of a measure is what real training images of the same number score: no network can be expected to do better, but
+for one that is told the kinds, whose floor is lower (`Judge.floor`).
 Numbers compare with others of this classifier only, not with anyone's FID.
 """
 
