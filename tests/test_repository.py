@@ -2,6 +2,7 @@
 
 import ast
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -110,6 +111,14 @@ def test_readme_commands_exist():
     for command in commands:
         found = subprocess.run([Path(sys.executable).with_name("fmdiff"), command, "--help"], capture_output=True)
         assert found.returncode == 0, command
+
+
+def test_the_readme_of_the_benchmarks_names_each_and_shows_what_quality_measured():
+    text = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    scripts = {path.name for path in (ROOT / "benchmarks").glob("*.py")} - {"peers.py"}
+    named = set(re.findall(r"^\| `(\w+\.py)` \|", text, re.MULTILINE))
+    assert named == {name for name in scripts if not name.startswith("original_")}
+    assert runpy.run_path(str(ROOT / "benchmarks" / "quality.py"))["table"]() in text
 
 
 def test_a_badge_only_where_there_is_an_address():
