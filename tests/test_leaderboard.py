@@ -258,3 +258,26 @@ def test_the_stored_leaderboard_is_read_as_it_was_written(tmp_path, monkeypatch)
 
 def test_it_is_stored_beside_the_weights():
     assert leaderboard.STORED == Path(__file__).parents[1] / "data" / "leaderboard.json"
+
+
+def test_the_stored_leaderboard_has_every_row_as_it_is_now_with_spreads_of_three_seeds():
+    stored = read_leaderboard()
+    assert list(stored) == ["board", "kinds", "steps"]
+    board = stored["board"]
+    assert (board["n"], board["seeds"], board["device"]) == (1000, 3, "cpu")
+    assert {row: {k: v for k, v in found.items() if k != "measures"} for row, found in board["rows"].items()} == ROWS
+    for row, found in board["rows"].items():
+        expected = {"fd", "kd", "precision", "recall", "copying", "seconds"}
+        expected |= set() if labels_for(ROWS[row]["name"], 1) is None else {"label_accuracy"}
+        assert found["measures"].keys() == expected
+        assert all(spread > 0 for name, (_, spread) in found["measures"].items() if name != "copying")
+
+
+@pytest.mark.parametrize("row", ["transformer", "unet", "vae", "latent_unet", "vector_denoiser"])
+def test_the_stored_leaderboard_agrees_with_what_the_published_cards_say(row):
+    """New weights need a new leaderboard."""
+    card = read_card(row)["measures"]
+    assert (card["n"], card["seeds"], card.get("steps")) == (1000, 3, ROWS[row].get("num_steps"))
+    found = read_leaderboard()["board"]["rows"][row]["measures"]
+    for measure, (mean, spread) in card["measures"].items():
+        assert abs(found[measure][0] - mean) <= 2 * max(spread, 0.002), measure
