@@ -171,7 +171,12 @@ def test_lesson_07_in_jupyterlab():
         check_film(page, page.locator("figure.fmdiff-film").last)
 
 
-COUNTS = {"01": 3, "02": 2, "03": 1, "04": 2, "05": 2, "06": 1, "07": 2}  # of films, by lesson
+def test_lesson_08_in_jupyterlab():
+    with lesson_run("08", films=1) as page:
+        check_film(page, page.locator("figure.fmdiff-film"))
+
+
+COUNTS = {"01": 3, "02": 2, "03": 1, "04": 2, "05": 2, "06": 1, "07": 2, "08": 1}  # of films, by lesson
 
 
 @pytest.mark.parametrize(("number", "count"), COUNTS.items())
