@@ -101,7 +101,7 @@ def open_lesson(page: Page, address: str) -> None:
 
 def run_all(page: Page) -> None:
     """Run all cells and wait until the last one has finished and its output is in the page."""
-    page.set_default_timeout(300_000)
+    page.set_default_timeout(600_000)
     page.evaluate("() => window.jupyterapp.commands.execute('notebook:run-all-cells')")
     page.wait_for_function(KERNEL_IDLE)
     page.wait_for_timeout(1000)
