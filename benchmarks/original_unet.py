@@ -121,6 +121,7 @@ class Peer:
 
     def __init__(self, images: Tensor, labels: Tensor):
         self.images, self.network = images, OriginalUNet()
+        assert sum(p.numel() for p in self.network.parameters()) == 2_996_315  # as the original's
 
     def networks(self) -> list[nn.Module]:
         """Return what it trains."""
@@ -140,3 +141,9 @@ class Peer:
             return sample_ddpm(self.network, x, schedule, generator, self.evaluations, clip=math.inf)
 
         return in_batches(draw_part, x, batch_size=250).clamp(-1, 1), None
+
+
+class WholeChain(Peer):
+    """The original drawing as its authors do, with all of its 200 steps."""
+
+    evaluations = 200

@@ -1,6 +1,6 @@
 """Compare what ten minutes of one processor core buy: our networks, other people's, and the originals of the lessons.
 
-uv run --group bench python benchmarks/quality.py run NAME [SECONDS]   train, draw, measure; into quality.json
+uv run --group bench python benchmarks/quality.py run NAME [SECONDS [SEEDS]]   train, draw, measure; into quality.json
 uv run --group bench python benchmarks/quality.py table                quality.json as a table
 
 Each is trained for the same processor seconds, autoencoder included, and draws with at most 20 evaluations of its
@@ -82,16 +82,19 @@ CONTENDERS = {
     "smalldiffusion U-Net": ("peers", "small_unet"),
     "smalldiffusion DiT": ("peers", "small_dit"),
     "diffusers UNet2DModel": ("peers", "CourseUNet"),
+    "lucidrains U-Net": ("peers", "LucidUNet"),
     "original of lesson 02": ("original_transformer", "Peer"),
     "original of lesson 03": ("original_unet", "Peer"),
+    "original of lesson 03, 200 steps": ("original_unet", "WholeChain"),
     "original of lesson 05": ("original_latent", "Peer"),
     "original of lesson 06": ("original_patch_unet", "Peer"),
     "original of lesson 07": ("original_vector", "Peer"),
 }
+PACKAGES = ("torch", "diffusers", "smalldiffusion", "denoising-diffusion-pytorch")
 OURS = ("transformer", "unet", "latent_unet", "patch_unet", "vector_denoiser")
 
 
-def run(name: str, seconds: float) -> None:
+def run(name: str, seconds: float = SECONDS, seeds: float = SEEDS) -> None:
     """Train and measure one contender and add it to the results."""
     data = load_fashion_mnist("train")
     torch.optim.AdamW([torch.zeros(1)])  # the first in a process takes seconds, which should count for nobody
@@ -105,7 +108,7 @@ def run(name: str, seconds: float) -> None:
     seen = contender.train(seconds)
     trained = time.process_time() - start
     judge, measured = load_judge(), []
-    for seed in range(SEEDS):
+    for seed in range(int(seeds)):
         start = time.process_time()
         images, y = contender.draw(N, seed)
         drawn = time.process_time() - start
@@ -115,6 +118,7 @@ def run(name: str, seconds: float) -> None:
         "training_seconds": round(trained),
         "images_seen": seen,
         "evaluations": contender.evaluations,
+        "seeds": int(seeds),
         "measures": mean_and_spread(measured),
     }
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
@@ -127,9 +131,9 @@ def run(name: str, seconds: float) -> None:
 
 def about() -> dict:
     """Return the circumstances of the measurement."""
-    versions = {package: version(package) for package in ("torch", "diffusers", "smalldiffusion")}
+    versions = {package: version(package) for package in PACKAGES}
     machine = f"one core of {platform.machine()}, {platform.system()}"
-    return {"command": "benchmarks/quality.py run NAME SECONDS", "n": N, "seeds": SEEDS, "machine": machine} | versions
+    return {"command": "benchmarks/quality.py run NAME SECONDS", "n": N, "machine": machine} | versions
 
 
 def table() -> str:
@@ -156,8 +160,8 @@ def cell(value: list[float] | None) -> str:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     match sys.argv[1:]:
-        case ["run", name, *seconds] if name in (*OURS, *CONTENDERS):
-            run(name, float(seconds[0]) if seconds else SECONDS)
+        case ["run", name, *numbers] if name in (*OURS, *CONTENDERS) and len(numbers) < 3:
+            run(name, *map(float, numbers))
         case ["table"]:
             print(table())
         case _:

@@ -21,9 +21,15 @@ app = typer.Typer(
 )
 
 
+def is_first() -> bool:
+    """Tell whether this process speaks for all that `accelerate launch` has started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def fail(message: str, code: int) -> typer.Exit:
     """Print one line to stderr and return the exit to raise: 1 for the state of things, 2 for a wrong argument."""
-    typer.echo(f"fmdiff: {' '.join(message.split())}", err=True)
+    if code == 1 or is_first():  # a wrong argument is wrong in all processes
+        typer.echo(f"fmdiff: {' '.join(message.split())}", err=True)
     return typer.Exit(code)
 
 
@@ -130,7 +136,7 @@ def plain_errors() -> Iterator[None]:
 
     try:
         yield
-    except (FloatingPointError, MemoryError, DataError) as error:
+    except (FloatingPointError, MemoryError, ConnectionError, DataError) as error:
         raise fail(str(error), 1) from None
     except (WeightsError, ValueError, OSError) as error:
         raise fail(str(error), 2) from None
@@ -147,9 +153,8 @@ def load_trained(
 
     The first is what `load_sampler` returns, on this process's device. A VAE needs no steps.
     """
-    from accelerate import PartialState
-
     from fmdiff_helpers.checkpoints import read_card
+    from fmdiff_helpers.processes import join
     from fmdiff_helpers.recipes import load_sampler
 
     with plain_errors():
@@ -164,7 +169,7 @@ def load_trained(
             raise ValueError(f"--steps is {num_steps}, but {name!r} draws in one step; leave --steps out")
         if not card.keys() & {"schedule", "beta"}:
             raise ValueError(f"{name!r} ({card['network'].split('.')[1]}) is not a denoiser: nothing to sample from")
-        draw = load_sampler(name, num_steps, guidance, guide, interval, PartialState().device)
+        draw = load_sampler(name, num_steps, guidance, guide, interval, join().device)
     if "beta" in card:
         return draw, None, False
     T = card["schedule"]["T"]
@@ -221,8 +226,6 @@ def train(
     pictures: Annotated[bool, typer.Option("--pictures", help="Draw garments after each epoch, into --out.")] = False,
 ) -> None:
     """Train a network by its recipe; stopped or killed, the same command goes on where it was."""
-    from accelerate import PartialState
-
     from fmdiff_helpers.recipes import CARDS, PROFILES, train_network
 
     check_choice("network", name, list(CARDS))
@@ -242,7 +245,7 @@ def train(
         if "schedule" not in CARDS[name]:
             raise fail(f"--pictures is for networks that draw step by step, which {name} does not; leave it out", 2)
         changes = {"every": max(1, 58_000 // batch_size)} | changes  # an epoch
-        options = {"report": Results(folder)} if PartialState().is_main_process else {}
+        options = {"report": Results(folder)} if is_first() else {}
     with plain_errors():
         _, history = train_network(name, folder, autoencoder=autoencoder, **options, **changes)
     if history[-1]["step"] < changes["steps"]:
@@ -288,6 +291,8 @@ def sample(
         raise fail("--grid wants a .png of all ten kinds: a network that takes labels, no --label, --out x.png", 2)
     frames = []
     images = draw(n, seed, y, (lambda x: frames.append(to_uint8(x))) if animated else None)
+    if not is_first():
+        return
     try:
         if animated:
             kept = frames[:: math.ceil(len(frames) / 30)]  # thirty steps at most
@@ -314,12 +319,11 @@ def show_latent(
     reconstructions: garments, what the autoencoder makes of them, and the difference. latents: where it puts the test
     images. path: one chain from noise, and its way among them. loop: a garment to noise and back, a .gif or .webp.
     """
-    from accelerate import PartialState
-
     from fmdiff_helpers.checkpoints import load_pretrained, read_card
     from fmdiff_helpers.data import load_fashion_mnist, to_uint8
     from fmdiff_helpers.export import save_animation, save_figures
     from fmdiff_helpers.paths import chain_figures, draw_chain, latent_map, reconstructions, there_and_back
+    from fmdiff_helpers.processes import join
     from fmdiff_helpers.recipes import encodes, load_autoencoder, load_denoiser
 
     check_choice("what to show", what, ["reconstructions", "latents", "path", "loop"])
@@ -330,7 +334,7 @@ def show_latent(
     for option, value in (of_chains | ({} if what == "latents" else {"--tsne": tsne or None})).items():
         if value is not None:
             raise fail(f"{option} is given, but means nothing for {what}; leave it out", 2)
-    y, device = choose_labels(label or "Dress", 5, takes_labels=True), PartialState().device
+    y, device = choose_labels(label or "Dress", 5, takes_labels=True), join().device
     steps = 20 if steps is None else steps
     with plain_errors():
         card = read_card(name)
@@ -404,18 +408,17 @@ def evaluate(
     """
     import json
 
-    from accelerate import PartialState
-
     from fmdiff_helpers.checkpoints import load_pretrained, read_card
     from fmdiff_helpers.data import load_fashion_mnist, to_uint8
     from fmdiff_helpers.leaderboard import load_judge
     from fmdiff_helpers.metrics import accuracy, mean_and_spread
+    from fmdiff_helpers.processes import join
     from fmdiff_helpers.recipes import encodes, load_autoencoder
 
     check_at_least("-n", n, 200)
     check_at_least("--seeds", seeds, 1)
     check_at_least("--guidance", guidance, 0)
-    device, chosen = PartialState().device, (steps, guidance, guide, interval) != (None, None, None, None)
+    device, chosen = join().device, (steps, guidance, guide, interval) != (None, None, None, None)
     if name == "all":
         if chosen:
             raise fail("all rows of the leaderboard have their own steps and guidance; leave those options out", 2)
@@ -463,4 +466,6 @@ def evaluate(
 
 
 if __name__ == "__main__":  # for `accelerate launch -m fmdiff_helpers.cli`
+    if not is_first():
+        sys.stdout = open(os.devnull, "w")
     app()

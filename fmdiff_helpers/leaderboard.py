@@ -10,6 +10,7 @@ from torch import Tensor
 from fmdiff_helpers.checkpoints import PUBLISHED, load_pretrained, read_card
 from fmdiff_helpers.data import CLASS_NAMES, load_fashion_mnist, to_uint8
 from fmdiff_helpers.metrics import Judge, mean_and_spread
+from fmdiff_helpers.processes import join
 from fmdiff_helpers.recipes import load_sampler
 
 STORED = PUBLISHED.parent / "leaderboard.json"
@@ -47,7 +48,8 @@ def read_leaderboard() -> dict:
 
 def load_judge(device: torch.device | str = "cpu") -> Judge:
     """Return what measures images: the published classifier, and the dataset on `device`. WeightsError or DataError."""
-    images = (load_fashion_mnist(split, device)[0] for split in ("train", "test"))
+    with join().local_main_process_first():
+        images = [load_fashion_mnist(split, device)[0] for split in ("train", "test")]
     return Judge(load_pretrained("classifier", device), *images)
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from accelerate import PartialState
 from accelerate.utils import reduce
 from torch import Tensor, nn
 
@@ -16,6 +15,7 @@ from fmdiff_helpers.data import describe_data, is_there, load_fashion_mnist, raw
 from fmdiff_helpers.diffusion import add_noise, draw_noise, simple_loss, v_loss, validation_loss, x0_loss
 from fmdiff_helpers.guidance import drop_labels, guided
 from fmdiff_helpers.models.vae import active_units, kl_divergence, vae_loss
+from fmdiff_helpers.processes import join
 from fmdiff_helpers.samplers import generate, in_batches, noise_from_v, noise_predictor, sample_prior
 from fmdiff_helpers.train import train
 
@@ -161,12 +161,13 @@ def load_sampler(
     """Return what draws images of a trained denoiser, or of a VAE, which needs none of the other arguments.
 
     It is draw(n, seed, y, watch), as `generate` has them; `watch` sees images, also where the denoiser draws latents.
+    The processes of `accelerate launch` share the work: all of them call draw, and all get all images.
     `guidance`, `guide` and `interval` are those of `load_guided`, and so are the errors.
     """
     card = read_card(name)
     if "beta" in card:
         vae = load_pretrained(name, device)
-        return lambda n, seed, y=None, watch=None: sample_prior(vae, n, seed)
+        return lambda n, seed, y=None, watch=None: sample_prior(vae, n, seed, shared=True)
     if guidance is None:
         model, schedule = load_denoiser(name, device)
     else:
@@ -175,7 +176,7 @@ def load_sampler(
 
     def draw(n: int, seed: int, y: Tensor | None = None, watch: Callable | None = None) -> Tensor:
         show = (lambda step: watch(vae.from_latent(step.xt) if vae else step.xt)) if watch else None
-        return generate(model, schedule, n, seed, num_steps, y, show, vae)
+        return generate(model, schedule, n, seed, num_steps, y, show, vae, shared=True)
 
     return draw
 
@@ -312,7 +313,7 @@ def task(
     x = images
     if "autoencoder" in card:  # once for all steps: it is trained, and stays as it is
         vae = load_autoencoder(card, device)
-        x = in_batches(lambda part: vae.to_latent(to_model(part.to(device))), images)
+        x = in_batches(lambda part: vae.to_latent(to_model(part.to(device))), images, shared=True)
     data = x[:-NUM_VALIDATION], labels[:-NUM_VALIDATION]
     x0, y = x[-NUM_VALIDATION:].to(device), labels[-NUM_VALIDATION:].to(device)
     x0 = x0 if x0.is_floating_point() else to_model(x0)
@@ -365,7 +366,8 @@ def train_network(
     `autoencoder`, for a denoiser of latents, is a published one or a folder; the card's own if left out. `changes`
     replace entries of the recipe, steps=2000 for example. Errors are those of `train`.
     """
-    images, labels = load_fashion_mnist("train")
+    with join().local_main_process_first():  # on each machine one process downloads, and the others find it there
+        images, labels = load_fashion_mnist("train")
     card = CARDS[name] | {"recipe": CARDS[name]["recipe"] | PROFILES[name]["full"] | changes, "data": describe_data()}
     if "autoencoder" in card:
         shape = latent_shape(CARDS[card["autoencoder"]])
@@ -373,5 +375,5 @@ def train_network(
     with torch.random.fork_rng(devices=[]):  # the same weights to start from; the caller's random numbers stay
         torch.default_generator.manual_seed(card["recipe"].get("seed", 0))
         model = build(card)
-    loss, draw, data, validate = task(card, images, labels, PartialState().device)
+    loss, draw, data, validate = task(card, images, labels, join().device)
     return model, train(model, loss, draw, data, validate, folder, card, report)

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from matplotlib.figure import Figure
 
 from fmdiff_helpers.checkpoints import save_weights
 from fmdiff_helpers.data import CLASS_NAMES
 from fmdiff_helpers.export import save_figures
 from fmdiff_helpers.plots import image_grid, loss_curves
+from fmdiff_helpers.processes import join
 from fmdiff_helpers.recipes import as_denoiser, load_autoencoder
 from fmdiff_helpers.samplers import generate
 from fmdiff_helpers.train import load_checkpoint
@@ -36,14 +36,14 @@ class Results:
         model, card = load_checkpoint(self.folder)
         place = self.folder / f"step_{history[-1]['step']:06d}"
         save_figures(self.folder / "loss.png", loss_curves(history))
-        for name, figure in self.draw(model.to(PartialState().device), card).items():
+        for name, figure in self.draw(model.to(join().device), card).items():
             save_figures(place / f"{name}.png", figure)
         if sum("validation" in point for point in history) % self.keep_every == 0:
             save_weights(place / "weights.safetensors", model, card)
 
     def draw(self, model: torch.nn.Module, card: dict) -> dict[str, Figure]:
         """Return the two pictures of a denoiser by name."""
-        device, chain = PartialState().device, []
+        device, chain = join().device, []
         denoiser, schedule = as_denoiser(card, model, device)
         vae = load_autoencoder(card, device) if "autoencoder" in card else None
         takes_labels = card["arguments"]["num_classes"] > 0

@@ -8,19 +8,23 @@ split over several processes, or fixed once for validation. A loss with a memory
 import copy
 import math
 import platform
+import signal
+import threading
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
 from fmdiff_helpers.checkpoints import build, load_pretrained, save_weights, write_atomically
 from fmdiff_helpers.data import to_model
+from fmdiff_helpers.processes import join
 
 REPORT_EVERY = 50  # steps between two points of the loss curve
 # What a recipe says unless it says otherwise. `lr` is the highest learning rate, reached after `warmup` steps; the norm
@@ -48,10 +52,10 @@ def best_precision() -> str:
 
 
 def device_name(device: torch.device) -> str:
-    """Name the hardware, for the card: the GPU's own name, or how many threads of which processor."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type}, {torch.get_num_threads()} threads, {platform.machine()}"
+    """Name the hardware, for the card: the GPU's own name, or how many threads of which processor; and how often."""
+    name = f"{device.type}, {torch.get_num_threads()} threads, {platform.machine()}"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else name
+    return name if join().num_processes == 1 else f"{join().num_processes} x ({name})"
 
 
 def learning_rate(step: int, steps: int, warmup: int, cycles: int = 1, floor: float = 0.0) -> float:
@@ -72,6 +76,7 @@ class Run:
     """
 
     def __init__(self, model: nn.Module, loss_fn: Callable, draw: Callable, card: dict):
+        join()
         self.accelerator = Accelerator(mixed_precision=best_precision())
         self.loss_fn, self.draw, self.card, self.recipe = loss_fn, draw, card, card["recipe"]
         self.plain = model.to(self.accelerator.device, memory_format=torch.channels_last)
@@ -213,7 +218,7 @@ def check_recipe(recipe: dict, num_images: int) -> dict:
     for name in ("steps", "batch_size", "every"):
         if not isinstance(recipe.get(name), int) or recipe[name] < 1:
             raise ValueError(f"{name} is {recipe.get(name)!r}; expected a whole number of at least 1")
-    processes = PartialState().num_processes
+    processes = join().num_processes
     if recipe["batch_size"] > num_images or recipe["batch_size"] % processes:
         raise ValueError(
             f"batch_size is {recipe['batch_size']}; expected at most the {num_images} images there are, "
@@ -245,7 +250,7 @@ def resume(run: Run, path: Path) -> None:
 def so_far(seconds: float, history: list[dict]) -> dict:
     """Return what a card says of how a training went: where, for how long, and how each validation ended."""
     history = [point for point in history if "validation" in point]
-    return {"device": device_name(PartialState().device), "seconds": round(seconds), "history": history}
+    return {"device": device_name(join().device), "seconds": round(seconds), "history": history}
 
 
 def keep_best(run: Run, folder: Path) -> None:
@@ -270,6 +275,29 @@ def load_checkpoint(folder: Path | str) -> tuple[nn.Module, dict]:
     return model, state["card"] | so_far(state["seconds"], state["history"])
 
 
+def stop_alone(number: int, frame: object) -> None:
+    """Handle a request to end (SIGTERM) of the only process: as Ctrl-C."""
+    raise KeyboardInterrupt
+
+
+def stop_together(number: int, frame: object) -> None:
+    """Handle a request to end of one of several: `accelerate launch` sends it where another process has ended."""
+    raise RuntimeError("a peer has ended")
+
+
+@contextmanager
+def handled(action: Callable | signal.Handlers) -> Iterator[None]:
+    """Handle a request to end (SIGTERM) by `action` for a while."""
+    if threading.current_thread() is not threading.main_thread():  # no other may handle signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, action)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def train(
     model: nn.Module,
     loss_fn: Callable,
@@ -289,7 +317,8 @@ def train(
     `report` gets the history whenever it grows.
 
     ValueError for a recipe that makes no sense or a checkpoint of another one; FloatingPointError where the loss is
-    not finite; MemoryError, with the batch that fits, where the device has not enough.
+    not finite; MemoryError, with the batch that fits, where the device has not enough; ConnectionError where another
+    process of the same launch has ended.
     """
     folder = Path(folder)
     recipe = check_recipe(card["recipe"], len(data[0]))
@@ -301,7 +330,8 @@ def train(
     was_training, out_of_memory = model.training, False
     model.train()
     try:
-        with tqdm(total=recipe["steps"], initial=run.step, unit="step", mininterval=0.5, disable=not main) as bar:
+        bar = tqdm(total=recipe["steps"], initial=run.step, unit="step", mininterval=0.5, disable=not main)
+        with handled(stop_alone if run.accelerator.num_processes == 1 else stop_together), bar:
             while run.step < recipe["steps"]:
                 point = run.advance(images, labels, validate, bar)
                 if main and "validation" in point:
@@ -316,7 +346,8 @@ def train(
     except KeyboardInterrupt:
         run.load_state(run.good)
         if main:
-            write_checkpoint(run, folder)
+            with handled(signal.SIG_IGN):
+                write_checkpoint(run, folder)
             print(f"Stopped at step {run.step} of {recipe['steps']}; do the same again to go on from there.")
         if not run.history or "validation" not in run.history[-1]:  # how good is what there is?
             last = run.history.pop() if run.history else {"step": run.step}
@@ -324,6 +355,17 @@ def train(
         model.load_state_dict(run.ema.module.state_dict())
     except torch.OutOfMemoryError:
         out_of_memory = True  # and out of here, because the error holds on to the memory of the failed step
+    except RuntimeError as error:
+        if run.accelerator.num_processes == 1 or "peer" not in str(error):  # as gloo says it, and `stop_together`
+            raise
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher sends it by now: first this is written and said
+        run.load_state(run.good)
+        if main:
+            write_checkpoint(run, folder)
+        raise ConnectionError(
+            "a process of this training has ended, and the others cannot go on without it; give the same command again "
+            f"to go on from the last checkpoint in {folder}"
+        ) from None
     finally:
         model.train(was_training)
         run.accelerator.unwrap_model(run.model, keep_fp32_wrapper=False)  # takes mixed precision out of the forward

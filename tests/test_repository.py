@@ -23,20 +23,23 @@ ALLOWED = {
     "schedules": set(),
     "plots": set(),
     "data": {"standin"},
+    "processes": set(),
     "diffusion": {"schedules"},
     "models": {"models"},
     "guidance": {"diffusion", "schedules"},
-    "samplers": {"diffusion", "schedules"},
+    "samplers": {"diffusion", "processes", "schedules"},
     "checkpoints": {"models"},
     "export": {"checkpoints"},
-    "metrics": {"data"},
-    "train": {"checkpoints", "data"},
-    "recipes": {"checkpoints", "data", "diffusion", "guidance", "models", "samplers", "schedules", "train"},
+    "metrics": {"data", "processes"},
+    "train": {"checkpoints", "data", "processes"},
+    "recipes": {
+        *("checkpoints", "data", "diffusion", "guidance", "models", "processes", "samplers", "schedules", "train")
+    },
     "paths": {"data", "diffusion", "plots", "samplers", "schedules"},
     "player": {"data", "diffusion", "guidance", "metrics", "models", "paths", "plots", "samplers", "schedules"},
-    "results": {"checkpoints", "data", "export", "plots", "recipes", "samplers", "train"},
-    "leaderboard": {"checkpoints", "data", "metrics", "recipes"},
-    "cli": {"checkpoints", "data", "export", "leaderboard", "metrics", "paths", "recipes", "results", "samplers"},
+    "results": {"checkpoints", "data", "export", "plots", "processes", "recipes", "samplers", "train"},
+    "leaderboard": {"checkpoints", "data", "metrics", "processes", "recipes"},
+    "cli": {*("checkpoints", "data", "export", "leaderboard", "metrics", "paths", "processes", "recipes", "results")},
 }
 
 

@@ -696,10 +696,11 @@ def test_batches_together_are_all_images_in_order(n, batch_size, expected):
     assert sizes == expected
 
 
-def test_a_batch_is_500_images_if_nothing_else_is_said():
+@pytest.mark.parametrize(("device", "expected"), [("cpu", [100] * 10 + [1]), ("meta", [500, 500, 1])])
+def test_a_batch_is_100_images_on_a_cpu_and_500_elsewhere(device, expected):
     sample, sizes = batches()
-    assert in_batches(sample, torch.arange(1001.0)).shape == (1001, 2)
-    assert sizes == [500, 500, 1]
+    assert in_batches(sample, torch.arange(1001.0, device=device)).shape == (1001, 2)
+    assert sizes == expected
 
 
 @pytest.mark.parametrize("limit", [10**9, 2])
@@ -798,7 +799,7 @@ def test_all_steps_are_ddpm_and_fewer_are_ddim(num_steps, random):
             assert_close(step.noise.std(), variance[0].sqrt().squeeze(), rtol=5 / math.sqrt(2 * 1568), atol=0)
 
 
-@pytest.mark.parametrize("n", [13, 501])
+@pytest.mark.parametrize("n", [13, 101])
 def test_chains_start_from_unit_noise_that_is_not_added_again_later(n):
     """Not even in part: the noise of the first step and that of the start are uncorrelated."""
     _, steps = draw(n, UNEVEN)
@@ -808,28 +809,37 @@ def test_chains_start_from_unit_noise_that_is_not_added_again_later(n):
     assert_close(correlation, 0.0, rtol=0, atol=5 / math.sqrt(len(start)))
 
 
-def test_more_than_500_images_come_in_batches_that_all_differ():
-    images, steps = draw(502, UNEVEN, num_steps=2)
-    assert [(step.t, len(step.xt)) for step in steps] == [(3, 500), (0, 500), (3, 2), (0, 2)]
+def test_many_images_come_in_batches_that_all_differ():
+    images, steps = draw(102, UNEVEN, num_steps=2)
+    assert [(step.t, len(step.xt)) for step in steps] == [(3, 100), (0, 100), (3, 2), (0, 2)]
     assert images.equal(torch.cat([steps[1].x_prev, steps[3].x_prev]))
     assert not torch.allclose(steps[0].xt[:2], steps[2].xt, atol=0.01)
-    _, steps = draw(502, UNEVEN)
-    assert not torch.allclose(steps[0].noise[:2], steps[4].noise, atol=0.01)
+    _, steps = draw(202, UNEVEN)
+    first, second, third = (steps[k].noise[:2] for k in (0, 4, 8))
+    for a, b in ((first, second), (first, third), (second, third)):
+        assert not torch.allclose(a, b, atol=0.01)
+
+
+def test_other_seeds_share_no_noise_in_later_batches():
+    noises = [step.noise[:2] for seed in (0, 1, 2) for step in draw(102, UNEVEN, seed=seed)[1][:-1]]
+    noises = [noise for noise in noises if noise.any()]
+    for k, noise in enumerate(noises):
+        assert not any(torch.allclose(noise / noise.std(), other / other.std()) for other in noises[:k])
 
 
 @pytest.mark.parametrize("num_steps", [None, 2])
 def test_labels_reach_the_model_batch_by_batch_in_order(num_steps):
-    y, seen = torch.arange(502) % 10, []
+    y, seen = torch.arange(102) % 10, []
 
     def model(xt, t, labels):
         seen.append(labels)
         return guess(xt, t, labels)
 
-    images = generate(model, UNEVEN, 502, num_steps=num_steps, y=y)
+    images = generate(model, UNEVEN, 102, num_steps=num_steps, y=y)
     each = 4 if num_steps is None else 2
-    assert all(labels.equal(y[:500]) for labels in seen[:each])
-    assert all(labels.equal(y[500:]) for labels in seen[each:]) and len(seen) == 2 * each
-    assert images.equal(generate(guess, UNEVEN, 502, num_steps=num_steps))  # the same noise with labels and without
+    assert all(labels.equal(y[:100]) for labels in seen[:each])
+    assert all(labels.equal(y[100:]) for labels in seen[each:]) and len(seen) == 2 * each
+    assert images.equal(generate(guess, UNEVEN, 102, num_steps=num_steps))  # the same noise with labels and without
 
 
 def test_without_labels_the_model_gets_none():
@@ -880,22 +890,22 @@ def test_a_seed_decides_the_images_from_latents_and_their_start_is_unit_noise(va
     check_moments(one[1][0].xt.double().flatten()[:, None], 0, 1)
 
 
-def test_more_than_500_latents_are_decoded_batch_by_batch(vae):
-    images, steps = draw(502, UNEVEN, num_steps=1, vae=vae)
-    assert [len(step.xt) for step in steps] == [500, 2]
+def test_many_latents_are_decoded_batch_by_batch(vae):
+    images, steps = draw(102, UNEVEN, num_steps=1, vae=vae)
+    assert [len(step.xt) for step in steps] == [100, 2]
     decoded = torch.cat([vae.from_latent(step.x_prev) for step in steps])
-    assert images.shape == (502, 1, 28, 28) and images.equal(decoded)
+    assert images.shape == (102, 1, 28, 28) and images.equal(decoded)
 
 
 def test_a_vae_alone_draws_by_decoding_standard_normal_latents(vae, monkeypatch):
     """As its encoder's clouds are: not standardised, and so not by shift and scale."""
     seen = []
     monkeypatch.setattr(vae, "decode", lambda z: seen.append(z) or VAE.decode(vae, z))
-    images = sample_prior(vae, 502, seed=3)
-    assert [tuple(z.shape) for z in seen] == [(500, 3, 7, 7), (2, 3, 7, 7)]
+    images = sample_prior(vae, 102, seed=3)
+    assert [tuple(z.shape) for z in seen] == [(100, 3, 7, 7), (2, 3, 7, 7)]
     z = torch.cat(seen)
     check_moments(z.double().transpose(0, 1).flatten(1).T, torch.zeros(3), torch.ones(3))
-    assert z.equal(torch.randn((502, 3, 7, 7), generator=seeded(3)))
+    assert z.equal(torch.randn((102, 3, 7, 7), generator=seeded(3)))
     assert images.equal(torch.cat([VAE.decode(vae, part) for part in seen]))
 
 

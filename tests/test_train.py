@@ -10,7 +10,6 @@ import os
 import pickle
 import runpy
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -789,22 +788,6 @@ def test_ctrl_c_ends_the_command_with_130_and_a_checkpoint(tmp_path):
     assert written(tmp_path / "run") == WRITTEN
 
 
-def test_two_processes_train_as_one_does(tmp_path, script):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    flags = ["--cpu", "--num_processes", 2, "--num_machines", 1, "--mixed_precision", "no", "--dynamo_backend", "no"]
-    process = start(BIN / "accelerate", "launch", *flags, "--main_process_port", port, script, tmp_path / "two", 0)
-    output, _ = process.communicate(timeout=600)
-    assert process.returncode == 0, output
-    history = runpy.run_path(str(script))["run"](tmp_path / "one")
-    two = torch.load(tmp_path / "two" / "checkpoint.pt")["history"]
-    assert_close(torch.tensor(losses(two)), torch.tensor(losses(history)), rtol=1e-4, atol=0)
-    weights = [load_file(tmp_path / folder / "weights.safetensors") for folder in ("one", "two")]
-    assert_close(*weights, rtol=1e-2, atol=1e-4)
-    assert written(tmp_path / "two") == WRITTEN
-
-
 # The command in this process, on drawn images
 
 
@@ -887,7 +870,7 @@ def test_a_network_from_a_checkpoint_is_in_eval_mode_without_gradients_and_says_
 
 def test_the_card_of_a_checkpoint_is_that_of_the_training_with_its_whole_recipe_and_how_it_went(whole):
     _, found = train.load_checkpoint(whole[0])
-    state, device = torch.load(whole[0] / "checkpoint.pt"), train.device_name(train.PartialState().device)
+    state, device = torch.load(whole[0] / "checkpoint.pt"), train.device_name(train.join().device)
     went = {"device": device, "seconds": round(state["seconds"]), "history": found["history"]}
     assert found == CLASSIFIER | {"recipe": train.DEFAULTS | RECIPE} | went
     assert found["history"] == [point for point in whole[1] if "validation" in point]
@@ -1106,7 +1089,7 @@ def test_a_recipe_that_makes_no_sense_is_an_error_that_names_it(tmp_path, recipe
 
 
 def test_a_batch_that_the_processes_cannot_share_evenly_is_an_error(monkeypatch):
-    monkeypatch.setattr(train, "PartialState", lambda: SimpleNamespace(num_processes=3))
+    monkeypatch.setattr(train, "join", lambda: SimpleNamespace(num_processes=3))
     assert train.check_recipe({"steps": 1, "batch_size": 12}, 64)["batch_size"] == 12
     with pytest.raises(ValueError, match=r"batch_size is 16; .* a multiple of the number of processes, 3"):
         train.check_recipe({"steps": 1, "batch_size": 16}, 64)

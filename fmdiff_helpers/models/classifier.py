@@ -1,13 +1,37 @@
 """The classifier whose features judge all generated garments."""
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.distributed.nn.functional import all_reduce
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Normalise x (B, C, H, W) over the whole batch, also where several processes train on a share of it each.
+
+    PyTorch's own SyncBatchNorm does so on GPUs only. (Ioffe & Szegedy 2015, algorithm 1)
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a tensor of the same shape as x."""
+        if not (self.training and distributed.is_initialized()):
+            return super().forward(x)
+        moments = torch.stack([x.mean(dim=(0, 2, 3)), x.square().mean(dim=(0, 2, 3))])
+        mean, square = all_reduce(moments) / distributed.get_world_size()
+        variance = square - mean.square()
+        n = x[:, 0].numel() * distributed.get_world_size()
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * n / (n - 1), self.momentum)
+            self.num_batches_tracked += 1
+        scale = self.weight / (variance + self.eps).sqrt()
+        return x * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]
 
 
 def conv_norm(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
     """Return a 3x3 convolution with BatchNorm, which halves the picture where `stride` is 2."""
     conv = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(out_channels))
+    return nn.Sequential(conv, BatchNorm(out_channels))
 
 
 class ResidualBlock(nn.Module):

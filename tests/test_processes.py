@@ -1,0 +1,224 @@
+"""Several processes do what one does: nothing twice, nothing left out, the same numbers; and they end together.
+
+What `accelerate launch` starts here are two processes on the processor, with a thread each. They work on drawn images.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.testing import assert_close
+
+from fmdiff_helpers import processes
+from fmdiff_helpers.recipes import CARDS
+
+SCRIPT = """
+import json, sys
+from pathlib import Path
+
+import torch
+
+from fmdiff_helpers import leaderboard, recipes
+from fmdiff_helpers.data import to_uint8
+from fmdiff_helpers.models.classifier import BatchNorm
+from fmdiff_helpers.processes import collect, deal, join
+from fmdiff_helpers.recipes import CARDS, load_sampler, train_network
+from fmdiff_helpers.standin import draw_garments
+
+leaderboard.load_fashion_mnist = lambda split, device: draw_garments(300, seed=len(split))
+recipes.load_fashion_mnist = lambda split: draw_garments(300)
+recipes.NUM_VALIDATION = 32
+for card in CARDS.values():
+    if "schedule" in card:
+        card["schedule"] = card["schedule"] | {"T": 6}
+
+
+def normalise():
+    "Return what BatchNorm makes of a batch, its running moments, and the gradient of x, which all of the batch has."
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn((2, 8, 3, 5, 5), generator=generator, dtype=torch.float64)
+    norm = BatchNorm(3).double()
+    shares = {k: x[4 * k : 4 * k + 4].requires_grad_() for k in deal([0, 1], shared=True)}
+    mine = torch.cat(list(shares.values()))
+    found = norm(mine * 3 + 1)
+    (found * torch.cat([weight[4 * k : 4 * k + 4] for k in shares])).sum().backward()
+    size = len(found) // len(shares)
+    parts = [dict(zip(shares, found.detach().split(size))), {k: share.grad for k, share in shares.items()}]
+    return [collect(part, shared=True) for part in parts] + [norm.running_mean, norm.running_var]
+
+
+def main(folder):
+    folders, images = {name: folder / name for name in CARDS}, {}
+    for name in sorted(CARDS, key=lambda name: "autoencoder" in CARDS[name]):  # an autoencoder before its denoiser
+        there = CARDS[name].get("autoencoder")
+        options = {"autoencoder": str(folders[there])} if there else {}
+        train_network(name, folders[name], steps=3, every=3, batch_size=16, warmup=1, **options)
+    for name, num_steps in {"vae": None, "unet": None, "patch_unet": 3, "latent_unet": 3, "vector_denoiser": 3}.items():
+        y = torch.arange(205) % 10 if num_steps else None
+        images[name] = load_sampler(str(folders[name]), num_steps)(205, 0, y)
+    judge = leaderboard.load_judge()
+    y = torch.arange(205) % 10
+    measures = {name: judge.measure(to_uint8(x), y) for name, x in images.items()}
+    images["norm"] = normalise()
+    about = {"processes": join().num_processes, "close": judge.close.item(), "measures": measures}
+    if join().is_main_process:
+        torch.save(images, folder / "images.pt")
+        (folder / "about.json").write_text(json.dumps(about))
+
+
+main(Path(sys.argv[1]))
+"""
+
+
+def launch(*command, number=2) -> subprocess.Popen:
+    """Start a command in so many processes, as the README says."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    flags = ["--multi_gpu", "--num_processes", number, "--main_process_port", port]
+    return start(Path(sys.executable).with_name("accelerate"), "launch", *flags, *command)
+
+
+def start(*command) -> subprocess.Popen:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [str(part) for part in command]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 5])
+@pytest.mark.parametrize("parts", [1, 3, 7])
+def test_parts_are_dealt_without_gap_or_overlap_and_evenly(monkeypatch, number, parts):
+    shares = []
+    for index in range(number):
+        state = SimpleNamespace(process_index=index, num_processes=number)
+        monkeypatch.setattr(processes, "join", lambda state=state: state)
+        shares.append(processes.deal(range(10, 10 + parts), shared=True))
+        assert processes.deal(range(10, 10 + parts), shared=False) == dict(enumerate(range(10, 10 + parts)))
+    dealt = [item for share in shares for item in share.items()]
+    assert sorted(dealt) == list(enumerate(range(10, 10 + parts)))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_parts_are_collected_in_order(monkeypatch):
+    everyones = {2: torch.tensor([5]), 0: torch.tensor([1, 2]), 1: torch.tensor([3, 4])}
+    assert processes.collect(everyones, shared=False).tolist() == [1, 2, 3, 4, 5]
+    monkeypatch.setattr(processes, "join", lambda: SimpleNamespace(num_processes=2))
+    monkeypatch.setattr(processes, "gather_object", lambda mine: [*mine, *list(everyones.items())[1:]])
+    assert processes.collect({2: everyones[2]}, shared=True).tolist() == [1, 2, 3, 4, 5]
+
+
+@pytest.fixture(scope="module")
+def one_and_two(tmp_path_factory) -> tuple[Path, Path]:
+    """What SCRIPT leaves, run by one process and by two."""
+    folder = tmp_path_factory.mktemp("processes")
+    script = folder / "script.py"
+    script.write_text(SCRIPT)
+    for number in (1, 2):
+        process = (
+            launch(script, folder / str(number), number=number)
+            if number > 1
+            else start(sys.executable, script, folder / str(number))
+        )
+        output, _ = process.communicate(timeout=600)
+        assert process.returncode == 0, output
+    return folder / "1", folder / "2"
+
+
+def test_two_processes_were_two(one_and_two):
+    assert [json.loads((folder / "about.json").read_text())["processes"] for folder in one_and_two] == [1, 2]
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_two_processes_train_what_one_does(one_and_two, name):
+    one, two = (load_file(folder / name / "weights.safetensors") for folder in one_and_two)
+    # Adam's first steps are as long for a gradient of almost 0, whose sign rounding decides: BatchNorm makes such.
+    assert_close(two, one, rtol=1e-2, atol=0.03 if name == "classifier" else 1e-4)
+    losses = [torch.load(folder / name / "checkpoint.pt")["history"][-1] for folder in one_and_two]
+    for loss in ("loss", "validation"):
+        one, two = (point[loss]["loss"] if loss == "validation" else point[loss] for point in losses)
+        assert two == pytest.approx(one, rel=2e-3 if name == "classifier" else 1e-4)
+
+
+def test_two_processes_draw_what_one_does_and_nothing_twice(one_and_two):
+    one, two = (torch.load(folder / "images.pt") for folder in one_and_two)
+    assert_close(two.pop("norm"), one["norm"], rtol=1e-10, atol=1e-10)
+    for name, images in two.items():
+        assert images.shape == (205, 1, 28, 28)
+        assert_close(images, one[name], rtol=1e-2, atol=2e-2, msg=name)
+        assert len(images.flatten(1).unique(dim=0)) == 205, name
+
+
+def test_two_processes_measure_what_one_does(one_and_two):
+    one, two = (json.loads((folder / "about.json").read_text()) for folder in one_and_two)
+    assert two["close"] == pytest.approx(one["close"])
+    for name, measures in two["measures"].items():
+        assert measures == pytest.approx(one["measures"][name], rel=0.02, abs=0.02), name
+
+
+SLOW = """
+import sys, time
+
+from fmdiff_helpers import recipes
+from fmdiff_helpers.cli import app
+from fmdiff_helpers.standin import draw_garments
+
+recipes.NUM_VALIDATION = 32
+recipes.load_fashion_mnist = lambda split: draw_garments(96)
+recipes.CARDS["unet"]["arguments"] |= {"width": 8, "mults": [1]}
+recipes.PROFILES["unet"]["smoke"] = {"steps": 30, "every": 10}
+loss, pause = recipes.simple_loss, float(sys.argv.pop(1))
+recipes.simple_loss = lambda *args: time.sleep(pause) or loss(*args)
+app()
+"""
+
+
+def children(process: subprocess.Popen) -> dict[str, int]:
+    """The processes that a launch has started: their number, and the system's."""
+    found = {}
+    for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        variables = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        found |= {value[5:].decode(): int(child) for value in variables if value.startswith(b"RANK=")}
+    return found
+
+
+SMOKE = ["train", "unet", "--profile", "smoke", "--batch-size", "16", "--out"]
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory) -> Path:
+    """SLOW in a folder, beside the folder `whole` of a training that it has finished."""
+    script = tmp_path_factory.mktemp("slow") / "slow.py"
+    script.write_text(SLOW)
+    process = start(sys.executable, script, 0, *SMOKE, script.with_name("whole"))
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return script
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="finds the processes as Linux names them")
+@pytest.mark.parametrize("killed", ["0", "1"])
+def test_a_killed_process_ends_the_launch_with_a_message_and_a_checkpoint_to_go_on_from(tmp_path, slow, killed):
+    process, folder = launch(slow, 0.2, *SMOKE, tmp_path), tmp_path
+    end = time.monotonic() + 300
+    while not (folder / "checkpoint.pt").exists() and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.05)
+    os.kill(children(process)[killed], signal.SIGKILL)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode != 0 and (folder / "checkpoint.pt").exists()
+    assert "fmdiff: a process of this training has ended" in output and f"in {folder}" in output
+    assert not list(folder.glob(".*")), "half-written files"
+    assert 10 <= torch.load(folder / "checkpoint.pt")["step"] < 30
+    process = start(sys.executable, slow, 0, *SMOKE, folder)  # alone: one process can go on, too
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    whole, parts = (load_file(place / "weights.safetensors") for place in (slow.with_name("whole"), folder))
+    assert_close(parts, whole, rtol=1e-2, atol=1e-4)
