@@ -28,6 +28,11 @@ KERNEL_IDLE = """() => {
   const session = panel && panel.sessionContext && panel.sessionContext.session;
   return session && session.kernel && session.kernel.status === "idle";
 }"""
+CHANGE_PARAMETERS = """lines => {
+  const cells = window.jupyterapp.shell.currentWidget.content.widgets.map(widget => widget.model);
+  const cell = cells.find(model => (model.getMetadata("tags") || []).includes("parameters")).sharedModel;
+  cell.setSource(cell.getSource() + lines);
+}"""
 # Notes when a key is pressed, and when the frame after the next change of a picture below `root` has been painted.
 RECORDER = """root => {
   const times = window.fmdiffTimes = {key: 0, painted: 0};
@@ -97,6 +102,11 @@ def open_lesson(page: Page, address: str) -> None:
     page.goto(f"{address}&reset")
     page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
     page.wait_for_function(KERNEL_IDLE, timeout=60_000)
+
+
+def change_parameters(page: Page, values: dict) -> None:
+    """Give parameters of the lesson other values, as a learner does, by lines at the end of their cell."""
+    page.evaluate(CHANGE_PARAMETERS, "".join(f"\n{name} = {value!r}" for name, value in values.items()))
 
 
 def run_all(page: Page) -> None:

@@ -1,6 +1,7 @@
 """What every test shares: one absolute FMDIFF_DATA, and the real dataset where there is one."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,25 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
 # A notebook's kernel runs in notebooks/, where a relative path would mean another folder.
 if os.environ.get("FMDIFF_DATA"):
     os.environ["FMDIFF_DATA"] = str(Path(os.environ["FMDIFF_DATA"]).resolve())
+
+
+def pytest_collection_modifyitems(items):
+    """Put first what takes longest: whole lessons, the later ones before the earlier."""
+    whole = re.compile(r"lesson_(\d\d)_in|\[(\d\d)_|^notebooks/(\d\d)_")
+
+    def order(item):
+        found = whole.search(item.nodeid)
+        is_whole = found and ("exercises" in item.nodeid or not found[2])
+        return -int(next(filter(None, found.groups()))) if is_whole else 0
+
+    items.sort(key=order)
+
+
+def pytest_xdist_make_scheduler(config, log):
+    """Let a worker that has nothing left take over tests of the other."""
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)
 
 
 @pytest.fixture

@@ -1,10 +1,11 @@
 """A newcomer's first minutes, in a real JupyterLab: open a lesson, run it, move the sliders, look at the pixels."""
 
 import contextlib
+import json
 from pathlib import Path
 
 import pytest
-from browser import CHROMIUM, chromium, drag, jupyterlab, open_lesson, press_keys, run_all
+from browser import CHROMIUM, change_parameters, chromium, drag, jupyterlab, open_lesson, press_keys, run_all
 from nbconvert import HTMLExporter
 
 LESSONS = {path.name[:2]: path for path in (Path(__file__).parents[1] / "notebooks").glob("*.ipynb")}
@@ -48,6 +49,13 @@ def check_slider_moves_picture(page, root, handle, track, presses=5):
     assert pixels(picture) == first
 
 
+def quick_parameters(number):
+    """The values with which nbmake shortens a lesson, but that no network is trained here."""
+    cells = json.loads(LESSONS[number].read_text(encoding="utf-8"))["cells"]
+    mocks = [cell["metadata"]["nbmake"]["mock"] for cell in cells if "nbmake" in cell["metadata"]]
+    return {name: value for mock in mocks for name, value in mock.items() if name != "epochs"}
+
+
 @contextlib.contextmanager
 def lesson_run(number, films):
     """The page of a lesson after Run All: no error, no warning, the file as it was, with `films` still pictures."""
@@ -58,6 +66,7 @@ def lesson_run(number, films):
         assert untrusted.count() == films and untrusted.first.locator("img").first.is_visible()
         assert not any(slider.is_visible() for slider in page.locator(".jp-OutputArea figure input").all())
 
+        change_parameters(page, quick_parameters(number))
         run_all(page)
         prompts = page.locator(".jp-CodeCell .jp-InputArea-prompt").all_inner_texts()
         assert prompts == [f"[{k + 1}]:" for k in range(len(prompts))]

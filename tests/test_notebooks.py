@@ -2,6 +2,7 @@
 
 import ast
 import re
+import symtable
 from collections import Counter
 from pathlib import Path
 
@@ -149,9 +150,62 @@ def test_notebook_is_small_and_names_no_machine(path):
     assert not re.search(r"/(home|root|work|tmp|Users)/|0x[0-9a-f]{8}", text)
 
 
+def binds_and_needs(source):
+    """The names that some source gives a value, and those that it needs to have one before."""
+    bound, needs = set(), set()
+    for statement in ast.parse(source).body:
+        symbols = symtable.symtable(ast.unparse(statement), "cell", "exec")
+        stores = {s.get_name() for s in symbols.get_symbols() if s.is_assigned() or s.is_imported()}
+        loads = {s.get_name() for s in symbols.get_symbols() if s.is_referenced()}
+        inner = symbols.get_children()
+        while inner:  # what functions look up when they are called
+            table = inner.pop()
+            loads |= {s.get_name() for s in table.get_symbols() if s.is_global()}
+            inner += table.get_children()
+        if isinstance(statement, ast.For | ast.With):  # its own names come first
+            first = ast.walk(statement.target if isinstance(statement, ast.For) else ast.Tuple(statement.items))
+            loads -= {node.id for node in first if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+        for node in ast.walk(statement):  # z[0] = 1 gives z another value, and needs the old one
+            if isinstance(node, ast.Subscript | ast.Attribute) and isinstance(node.ctx, ast.Store):
+                stores |= {name.id for name in ast.walk(node.value) if isinstance(name, ast.Name)}
+        needs |= loads - bound
+        bound |= stores
+    return bound, needs
+
+
+def needed(cells, last):
+    """Of the code cells in order, those that `last` of them cannot do without."""
+    kept, missing = [], set()
+    for cell in reversed(cells):
+        bound, needs = binds_and_needs(cell.source)
+        if cell in last or bound & missing:
+            kept.insert(0, cell)
+            missing = missing - bound | needs
+    return kept
+
+
+def test_cells_that_others_need_are_kept_and_no_others():
+    sources = [
+        "import a.b",
+        "x = a.b",
+        "y = x",
+        "z = [1]",
+        "z[0] = x",
+        "def f(q):\n    return y + q",
+        "print(z)",
+        "f(1)",
+    ]
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    assert [cells.index(cell) for cell in needed(cells, cells[-1:])] == [0, 1, 2, 5, 7]
+    assert [cells.index(cell) for cell in needed(cells, cells[6:7])] == [0, 1, 3, 4, 6]
+
+
 @pytest.mark.parametrize("path", PATHS, ids=lambda p: p.stem)
 def test_exercises_can_be_solved_as_the_solutions_say(path):
-    """Each solution replaces the empty cell above it; then every check must say that it is correct."""
+    """Each solution replaces the empty cell above it; then every check must say that it is correct.
+
+    Cells that no exercise needs are left out: nbmake runs all of them.
+    """
     nb = nbformat.read(path, as_version=4)
     solutions = [s for c in nb.cells for s in re.findall(r"<details>.*?```python\n(.*?)```", c.source, flags=re.S)]
     exercises = [cell for cell in nb.cells if "exercise" in tags(cell)]
@@ -162,6 +216,9 @@ def test_exercises_can_be_solved_as_the_solutions_say(path):
     parameters = tagged(nb, "parameters")
     mock = parameters.metadata.get("nbmake", {}).get("mock", {})
     parameters.source += "".join(f"\n{name} = {value!r}" for name, value in mock.items())
+    checks = [cell for cell in nb.cells if cell.cell_type == "code" and re.search(r"Exercise \{?\d", cell.source)]
+    cells = code_cells(nb)
+    nb.cells = needed(cells, [*exercises, *checks])
     NotebookClient(nb, timeout=300, kernel_name="python3", resources={"metadata": {"path": path.parent}}).execute()
     printed = "".join(o.get("text", "") for cell in nb.cells for o in cell.get("outputs", []))
     assert [f"Exercise {k}: correct" in printed for k in (1, 2, 3)] == [True] * 3
