@@ -22,7 +22,15 @@ from fmdiff_helpers.checkpoints import build, read_card
 from fmdiff_helpers.data import load_fashion_mnist, to_uint8
 from fmdiff_helpers.leaderboard import load_judge
 from fmdiff_helpers.metrics import mean_and_spread
-from fmdiff_helpers.recipes import CARDS, load_autoencoder, load_denoiser, task, train_network
+from fmdiff_helpers.recipes import (
+    CARDS,
+    describe_autoencoder,
+    latent_shape,
+    load_autoencoder,
+    load_denoiser,
+    task,
+    train_network,
+)
 from fmdiff_helpers.samplers import generate
 from fmdiff_helpers.train import Run, check_recipe
 
@@ -43,11 +51,16 @@ class Ours:
         """Return what it trains."""
         return [build(CARDS[name]) for name in (self.autoencoder, self.name) if name]
 
-    def num_steps(self, card: dict, seconds: float) -> int:
+    def begin(self, name: str, **changes: dict) -> tuple[Run, tuple[Tensor, Tensor]]:
+        """Return a training of a network by its recipe, and its data; `changes` replace entries of its card."""
+        card = CARDS[name] | changes
+        card = card | {"recipe": check_recipe(card["recipe"] | {"steps": 100_000}, len(self.data[0]))}
+        loss, draw, data, _ = task(card, *self.data, torch.device("cpu"))
+        return Run(build(card), loss, draw, card), data
+
+    def num_steps(self, seconds: float, name: str, **changes: dict) -> int:
         """Return how many training steps fit into the seconds, by the time of a few."""
-        recipe = check_recipe(card["recipe"] | {"steps": 1000}, len(self.data[0]))
-        loss, draw, data, _ = task(card | {"recipe": recipe}, *self.data, torch.device("cpu"))
-        run, spent = Run(build(card), loss, draw, card | {"recipe": recipe}), []
+        (run, data), spent = self.begin(name, **changes), []
         for _ in range(20):
             start = time.process_time()
             run.train_step(*run.next_batch(*data))
@@ -56,16 +69,15 @@ class Ours:
 
     def train(self, seconds: float) -> int:
         """Train by the recipe of `fmdiff train`, with fewer steps, and return how many images the denoiser saw."""
-        self.folder, start, options = Path(f"runs/quality/{self.name}"), time.process_time(), {}
+        self.folder, start, options = Path(f"runs/quality/{self.name}_{seconds:g}s"), time.process_time(), {}
+        changes = {}
         if self.autoencoder:
             encoder = self.folder.with_name(f"{self.name}_autoencoder")
-            steps = self.num_steps(CARDS[self.autoencoder], seconds / 3)
+            steps = self.num_steps(seconds / 3, self.autoencoder)
             train_network(self.autoencoder, encoder, steps=steps, every=steps)
             options["autoencoder"] = str(encoder)
-        card = CARDS[self.name]
-        if self.autoencoder:
-            card = card | {"autoencoder": {"name": str(encoder), "sha256": read_card(encoder)["sha256"]}}
-        steps = self.num_steps(card, seconds - (time.process_time() - start))
+            changes["autoencoder"] = describe_autoencoder(str(encoder), latent_shape(CARDS[self.autoencoder]))
+        steps = self.num_steps(seconds - (time.process_time() - start), self.name, **changes)
         train_network(self.name, self.folder, steps=steps, every=steps, **options)
         return steps * 128
 
@@ -85,7 +97,7 @@ CONTENDERS = {
     "lucidrains U-Net": ("peers", "LucidUNet"),
     "original of lesson 02": ("original_transformer", "Peer"),
     "original of lesson 03": ("original_unet", "Peer"),
-    "original of lesson 03, 200 steps": ("original_unet", "WholeChain"),
+    "original of 03, 200 steps": ("original_unet", "WholeChain"),
     "original of lesson 05": ("original_latent", "Peer"),
     "original of lesson 06": ("original_patch_unet", "Peer"),
     "original of lesson 07": ("original_vector", "Peer"),
@@ -94,16 +106,19 @@ PACKAGES = ("torch", "diffusers", "smalldiffusion", "denoising-diffusion-pytorch
 OURS = ("transformer", "unet", "latent_unet", "patch_unet", "vector_denoiser")
 
 
+def load_contender(name: str, images: Tensor, labels: Tensor) -> object:
+    """Return a contender, untrained."""
+    if name in OURS:
+        return Ours(name, images, labels)
+    module, kind = CONTENDERS[name]
+    return getattr(import_module(module), kind)(images, labels)
+
+
 def run(name: str, seconds: float = SECONDS, seeds: float = SEEDS) -> None:
     """Train and measure one contender and add it to the results."""
-    data = load_fashion_mnist("train")
     torch.optim.AdamW([torch.zeros(1)])  # the first in a process takes seconds, which should count for nobody
     torch.manual_seed(0)
-    if name in OURS:
-        contender = Ours(name, *data)
-    else:
-        module, kind = CONTENDERS[name]
-        contender = getattr(import_module(module), kind)(*data)
+    contender = load_contender(name, *load_fashion_mnist("train"))
     start = time.process_time()
     seen = contender.train(seconds)
     trained = time.process_time() - start
@@ -141,12 +156,13 @@ def table() -> str:
     results = json.loads(RESULTS.read_text())
     lines = ["| seconds | network | weights | images seen | FD | precision | recall | labels | copying | s / 1,000 |"]
     lines.append("|---" * 10 + "|")
-    for seconds, rows in results.items():
-        if seconds in ("about", "floor"):
-            continue
+    for seconds in sorted(results.keys() - {"about", "floor"}, key=float):
+        rows = results[seconds]
         for name, row in sorted(rows.items(), key=lambda item: item[1]["measures"]["fd"][0]):
             cells = [cell(row["measures"].get(m)) for m in ("fd", "precision", "recall", "label_accuracy", "copying")]
             rate = f"{row['measures']['seconds_per_1000'][0]:.0f}"
+            if row.get("seeds") == 1:
+                cells = [each.removesuffix(" ± 0") for each in cells]
             about = [seconds, name, f"{row['weights'] / 1e6:.2f} M", f"{row['images_seen']:,}"]
             lines.append(f"| {' | '.join([*about, *cells, rate])} |")
     return "\n".join(lines)

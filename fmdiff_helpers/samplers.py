@@ -167,7 +167,8 @@ def in_batches(
     batches each: all of them must make the call, and all get all N results.
     """
     n = len(inputs[0])
-    # 100 images stay in the cache of a CPU core. 500 at once take 11 % (unet, patch_unet) to 37 % (transformer) longer.
+    # 100 images stay in the cache of a CPU core: with 500 at once, networks on pixels take 9 to 13 % longer, those on
+    # latents 5 % less (benchmarks/tricks.py).
     batch_size = batch_size or (100 if inputs[0].device.type == "cpu" else 500)
     starts = range(0, n, batch_size)
     todo = [(start, min(start + batch_size, n)) for start in deal(starts, shared).values()]
@@ -218,13 +219,18 @@ def generate(
     shape = vae.latent_shape if vae else (1, 28, 28)
     x = torch.randn((n, *shape), generator=start, device=start.device)
     sampler = sample_ddpm if num_steps in (None, schedule.T) else sample_ddim
-    options = {"num_steps": num_steps, "watch": watch, "progress": n <= 500, "clip": math.inf if vae else 1.0}
+    options = {
+        "num_steps": num_steps,
+        "watch": watch,
+        "progress": n <= 500 and join().is_main_process,
+        "clip": math.inf if vae else 1.0,
+    }
     decode = vae.from_latent if vae else lambda x: x
 
     def draw(numbers: Tensor, x: Tensor, y: Tensor | None = None) -> Tensor:
         return decode(sampler(model, x, schedule, draws_of(numbers, seed, start), y=y, **options))
 
-    inputs = (torch.arange(n), x) if y is None else (torch.arange(n), x, y.to(x.device))
+    inputs = [torch.arange(n, device=x.device), x, *([] if y is None else [y.to(x.device)])]
     return in_batches(draw, *inputs, shared=shared)
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
@@ -79,6 +80,8 @@ class Run:
         join()
         self.accelerator = Accelerator(mixed_precision=best_precision())
         self.loss_fn, self.draw, self.card, self.recipe = loss_fn, draw, card, card["recipe"]
+        # Gains on one CPU core (benchmarks/tricks.py): channels_last 3 to 6 % for U-Nets, nothing for the transformer;
+        # the fused optimizer 0 to 4 %.
         self.plain = model.to(self.accelerator.device, memory_format=torch.channels_last)
         optimizer = torch.optim.AdamW(
             model.parameters(), self.recipe["lr"], weight_decay=self.recipe["weight_decay"], fused=True
@@ -94,6 +97,7 @@ class Run:
     def average(self, averaged: list[Tensor], current: list[Tensor], _: Tensor) -> None:
         """Move the averaged parameters a little towards the current ones; faster at first, to forget the start."""
         decay = min(self.recipe["ema_decay"], (1 + self.step) / (10 + self.step))
+        # One call for all weights gains nothing on a CPU; a GPU gets one instruction in place of hundreds.
         torch._foreach_lerp_(averaged, current, 1 - decay)
 
     def share(self, batch: Tensor) -> Tensor:
@@ -107,7 +111,7 @@ class Run:
             shuffle = torch.Generator().manual_seed(1000 * self.recipe["seed"] + epoch)
             self.epoch, self.order = epoch, torch.randperm(len(images), generator=shuffle).to(images.device)
         index = self.order[k * self.recipe["batch_size"] :][: self.recipe["batch_size"]]
-        batch = images[index]
+        batch = images.index_select(0, index)  # five times as fast as images[index] on a CPU
         return batch if batch.is_floating_point() else to_model(batch), labels[index]
 
     def train_step(self, x0: Tensor, y: Tensor) -> Tensor:
@@ -247,6 +251,19 @@ def resume(run: Run, path: Path) -> None:
     run.remember()
 
 
+def check_together(run: Run, folder: Path) -> None:
+    """Raise ValueError unless all processes, on all machines, see the same folder and go on from the same step."""
+    if run.accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+    run.accelerator.wait_for_everyone()
+    steps = gather_object([run.step if folder.is_dir() else None])
+    if len(set(steps)) > 1:
+        raise ValueError(
+            f"the processes would start from the steps {steps} (None: no such folder there); name a folder that all "
+            f"machines share in place of {folder}"
+        )
+
+
 def so_far(seconds: float, history: list[dict]) -> dict:
     """Return what a card says of how a training went: where, for how long, and how each validation ended."""
     history = [point for point in history if "validation" in point]
@@ -316,15 +333,17 @@ def train(
     written, from which the same call goes on. Ctrl-C, or stopping the cell, keeps what is done, and validates it.
     `report` gets the history whenever it grows.
 
-    ValueError for a recipe that makes no sense or a checkpoint of another one; FloatingPointError where the loss is
-    not finite; MemoryError, with the batch that fits, where the device has not enough; ConnectionError where another
-    process of the same launch has ended.
+    ValueError for a recipe that makes no sense, a checkpoint of another one, or machines that do not share `folder`;
+    FloatingPointError where the loss is not finite; MemoryError, with the batch that fits, where the device has not
+    enough; ConnectionError where another process of the same launch has ended.
     """
     folder = Path(folder)
     recipe = check_recipe(card["recipe"], len(data[0]))
     run = Run(model, loss_fn, draw, card | {"recipe": recipe})
     if (folder / "checkpoint.pt").exists():
         resume(run, folder / "checkpoint.pt")
+    if run.accelerator.num_processes > 1:
+        check_together(run, folder)
     images, labels = (values.to(run.accelerator.device) for values in data)
     main = run.accelerator.is_main_process
     was_training, out_of_memory = model.training, False

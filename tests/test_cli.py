@@ -519,6 +519,16 @@ def test_sample_writes_a_grid_of_64_images_unless_told_otherwise(tiny):
         assert np.array_equal(np.asarray(picture), np.asarray(export.grid(generated(64))))
 
 
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_of_several_processes_one_writes_and_one_complains(tiny, monkeypatch, rank):
+    """What accelerate launch starts has a number, RANK."""
+    monkeypatch.setenv("RANK", rank)
+    assert fmdiff("sample", "tiny", "-n", "4", "--out", str(tiny / "x.gif")).exit_code == 0
+    assert (tiny / "x.gif").exists() == (rank == "0")
+    result = fmdiff("sample", "tiny", "--label", "Dress")
+    assert result.exit_code == 2 and ("--label is 'Dress'" in result.stderr) == (rank == "0")
+
+
 def test_sample_writes_arrays(tiny):
     """As many as one likes: the limit of 100 is for animations."""
     assert fmdiff("sample", "tiny", "-n", "101", "--steps", "2", "--out", "new/x.npz").exit_code == 0

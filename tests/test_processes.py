@@ -5,6 +5,7 @@ What `accelerate launch` starts here are two processes on the processor, with a 
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -18,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from fmdiff_helpers import processes
+from fmdiff_helpers import processes, train
 from fmdiff_helpers.recipes import CARDS
 
 SCRIPT = """
@@ -162,6 +163,18 @@ def test_two_processes_measure_what_one_does(one_and_two):
     assert two["close"] == pytest.approx(one["close"])
     for name, measures in two["measures"].items():
         assert measures == pytest.approx(one["measures"][name], rel=0.02, abs=0.02), name
+
+
+@pytest.mark.parametrize("steps", [[3, 3], [3, 0], [3, None]])
+def test_machines_that_do_not_share_the_folder_are_told_so(tmp_path, monkeypatch, steps):
+    monkeypatch.setattr(train, "gather_object", lambda mine: [*mine, *steps[1:]])
+    accelerator = SimpleNamespace(is_main_process=True, wait_for_everyone=lambda: None)
+    run, folder = SimpleNamespace(step=3, accelerator=accelerator), tmp_path / "run"
+    if steps == [3, 3]:
+        train.check_together(run, folder)
+    else:
+        with pytest.raises(ValueError, match=re.escape(f"from the steps {steps}") + ".*name a folder that all machines"):
+            train.check_together(run, folder)
 
 
 SLOW = """

@@ -1,0 +1,78 @@
+"""Measure what it takes to say when several processes pay: a training step, and the sum of its gradients.
+
+uv run --group bench accelerate launch --multi_gpu --num_processes 2 benchmarks/scaling.py    writes scaling.json
+
+Seconds by the clock, median of `REPEATS`: of a step on a whole batch of 128 images and on half of it, in each process
+alone; of a step that two processes take together, half of the batch each; and of the sum of the gradients alone. One
+thread a process, all cores busy, and the loopback network of one machine.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from machine import about, save
+from quality import OURS
+from torch import distributed
+from training import our_run
+
+from fmdiff_helpers.data import load_fashion_mnist
+from fmdiff_helpers.processes import join
+from fmdiff_helpers.train import Run
+
+REPEATS = 12
+SIZES = (1, 1000, 10_000, 100_000, 1_000_000, 4_000_000)  # numbers to sum, for the network alone
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Return the median of the seconds that some work takes, all processes starting it together."""
+    found = []
+    for _ in range(REPEATS + 2):
+        distributed.barrier()
+        start = time.perf_counter()
+        work()
+        found.append(time.perf_counter() - start)
+    return float(f"{statistics.median(found[2:]):.4g}")
+
+
+def sum_of(numbers: int) -> float:
+    """Return the seconds that it takes to sum so many numbers over all processes."""
+    values = torch.zeros(numbers)
+    return seconds(lambda: distributed.all_reduce(values))
+
+
+def step_alone(run: Run, x0: torch.Tensor, y: torch.Tensor) -> None:
+    """Take a step without asking the other process; what the losses say of each other is still exchanged."""
+    with run.model.no_sync():
+        run.loss_fn(run.model, x0, y, *run.draw(x0, run.generator)).mean().backward()
+    run.optimizer.step()
+    run.optimizer.zero_grad()
+
+
+def main() -> None:
+    """Measure in all processes, and write the result in one."""
+    torch.set_num_threads(1)
+    assert join().num_processes == 2, "start it with accelerate launch, as the docstring says"
+    data = [part[:12_000] for part in load_fashion_mnist("train")]
+    rows = {}
+    for name in OURS:
+        run, of_run = our_run(name, *data)
+        x0, y = run.next_batch(*of_run)
+        weights = sum(p.numel() for p in run.plain.parameters())
+        rows[name] = {
+            "weights": weights,
+            "whole": seconds(lambda run=run, x0=x0, y=y: step_alone(run, x0, y)),
+            "half": seconds(lambda run=run, x0=x0, y=y: step_alone(run, x0[:64], y[:64])),
+            "together": seconds(lambda run=run, x0=x0, y=y: run.train_step(x0, y)),
+            "sum": sum_of(weights),
+        }
+    sums = {str(numbers): sum_of(numbers) for numbers in SIZES}
+    if join().is_main_process:
+        what = "seconds of a training step at batch 128, two processes"
+        save(__file__, {"what": what, **about("accelerate"), "rows": rows, "sums": sums})
+        print(rows, sums)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""Measure what each trick of the training loop and of the samplers buys on one processor core: with it, and without.
+
+uv run --group bench python benchmarks/tricks.py            writes benchmarks/tricks.json
+uv run --group bench python benchmarks/tricks.py compile    and what torch.compile does, in minutes; into the same file
+uv run --group bench python benchmarks/tricks.py table      tricks.json as a table
+
+Processor seconds, in turns; each number is the time without a trick over that with it, median, lowest and highest of
+`ROUNDS`. More than 1 is a gain.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from machine import about, middle, save
+from quality import OURS
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+from training import our_run
+
+from fmdiff_helpers.checkpoints import read_card
+from fmdiff_helpers.data import load_fashion_mnist
+from fmdiff_helpers.leaderboard import labels_for
+from fmdiff_helpers.recipes import CARDS, latent_shape, load_denoiser
+from fmdiff_helpers.samplers import in_batches, sample_ddim
+from fmdiff_helpers.train import Run
+
+ROUNDS, STEPS = 7, 4
+RESULTS = Path(__file__).with_suffix(".json")
+
+
+def seconds(work: Callable[[], object], times: int = STEPS) -> float:
+    """Return the processor seconds of some work, done so many times."""
+    start = time.process_time()
+    for _ in range(times):
+        work()
+    return time.process_time() - start
+
+
+def compare(without: Callable[[], object], with_it: Callable[[], object], times: int = STEPS) -> dict:
+    """Return how often the time with a trick goes into that without it, in turns."""
+    for work in (without, with_it):
+        work()
+    return middle([seconds(without, times) / seconds(with_it, times) for _ in range(ROUNDS)])
+
+
+def stepper(run: Run, data: tuple[Tensor, Tensor]) -> Callable[[], object]:
+    """Return what takes a training step."""
+    return lambda: run.train_step(*run.next_batch(*data))
+
+
+def without_channels_last(run: Run) -> None:
+    """Store the weights row by row, as PyTorch does by itself."""
+    run.plain.to(memory_format=torch.contiguous_format)
+
+
+def without_fused(run: Run) -> None:
+    """Let the optimizer go through the weights one by one, as PyTorch does on a CPU by itself."""
+    recipe = run.recipe
+    run.optimizer = torch.optim.AdamW(run.plain.parameters(), recipe["lr"], weight_decay=recipe["weight_decay"])
+
+
+def without_foreach(run: Run) -> None:
+    """Average the weights one by one."""
+    run.ema = AveragedModel(run.plain, avg_fn=lambda mean, now, _: mean.lerp(now, 1e-3), use_buffers=False)
+
+
+def drawing(name: str, batch_size: int) -> Callable[[], Tensor]:
+    """Return what draws 500 images of a published network in two steps, so many at once, but does not decode them."""
+    (model, schedule), card, y = load_denoiser(name), read_card(name), labels_for(name, 500)
+    shape = latent_shape(CARDS[card["autoencoder"]["name"]]) if "autoencoder" in card else (1, 28, 28)
+    inputs = [torch.randn(500, *shape), *([] if y is None else [y])]
+
+    def sample(x: Tensor, y: Tensor | None = None) -> Tensor:
+        return sample_ddim(model, x, schedule, num_steps=2, y=y)
+
+    return lambda: in_batches(sample, *inputs, batch_size=batch_size)
+
+
+TRICKS = {"channels_last": without_channels_last, "fused AdamW": without_fused, "foreach EMA": without_foreach}
+
+
+def measure() -> dict:
+    """Return what each trick buys, by network."""
+    data, found = tuple(part[:12_000] for part in load_fashion_mnist("train")), {}
+    for name in OURS:
+        found[name] = {}
+        for trick, undo in TRICKS.items():
+            runs = [our_run(name, *data) for _ in range(2)]
+            undo(runs[0][0])
+            found[name][trick] = compare(*(stepper(*run) for run in runs))
+        found[name]["100 images at once, not 500"] = compare(drawing(name, 500), drawing(name, 100), 1)
+        print(name, found[name], flush=True)
+    return found
+
+
+def measure_compile() -> dict:
+    """Return the seconds of the first step with torch.compile, and what it buys then, for lesson 03's network."""
+    data = tuple(part[:12_000] for part in load_fashion_mnist("train"))
+    runs = [our_run("unet", *data) for _ in range(2)]
+    runs[1][0].model = torch.compile(runs[1][0].model)
+    steps = [stepper(*run) for run in runs]
+    start = time.monotonic()
+    steps[1]()
+    first = time.monotonic() - start
+    return {"seconds of the first step": round(first, 1), "gain": compare(*steps)}
+
+
+def table() -> str:
+    """Return what each trick buys as a table, by network."""
+    found = json.loads(RESULTS.read_text())
+    tricks = list(found["gains"][OURS[0]])
+    lines = [f"| network | {' | '.join(tricks)} |", "|---" * (len(tricks) + 1) + "|"]
+    for name, gains in found["gains"].items():
+        cells = [f"{gain['median']:.2f} ({gain['lowest']:.2f} to {gain['highest']:.2f})" for gain in gains.values()]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    result = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    result |= {"what": "time without a trick over that with it, one core", **about()}
+    match sys.argv[1:]:
+        case []:
+            save(__file__, result | {"gains": measure()})
+        case ["compile"]:
+            save(__file__, result | {"torch.compile": measure_compile()})
+        case ["table"]:
+            print(table())
+        case _:
+            print(__doc__)
