@@ -2,8 +2,8 @@
 
 OMP_NUM_THREADS=1 uv run python benchmarks/lessons.py [NN ...]    writes benchmarks/lessons.json; those lessons, or all
 
-Seconds by the clock, on one core, which nothing else may use meanwhile. "Cold" is a start with no compiled modules and no font list,
-as after an installation; files that the system still holds in memory are read from there.
+Seconds by the clock, on one core, which nothing else may use meanwhile. "Cold" is a start with no compiled modules and
+no font list, as after an installation; files that the system still holds in memory are read from there.
 """
 
 import json

@@ -168,7 +168,7 @@ def in_batches(
     """
     n = len(inputs[0])
     # 100 images stay in the cache of a CPU core: with 500 at once, networks on pixels take 9 to 13 % longer, those on
-    # latents 5 % less (benchmarks/tricks.py).
+    # latents 5 to 8 % less (benchmarks/tricks.py).
     batch_size = batch_size or (100 if inputs[0].device.type == "cpu" else 500)
     starts = range(0, n, batch_size)
     todo = [(start, min(start + batch_size, n)) for start in deal(starts, shared).values()]

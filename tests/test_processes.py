@@ -173,7 +173,9 @@ def test_machines_that_do_not_share_the_folder_are_told_so(tmp_path, monkeypatch
     if steps == [3, 3]:
         train.check_together(run, folder)
     else:
-        with pytest.raises(ValueError, match=re.escape(f"from the steps {steps}") + ".*name a folder that all machines"):
+        with pytest.raises(
+            ValueError, match=re.escape(f"from the steps {steps}") + ".*name a folder that all machines"
+        ):
             train.check_together(run, folder)
 
 
