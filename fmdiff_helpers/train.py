@@ -330,7 +330,7 @@ def train(
     `data` are images uint8 (N, 1, 28, 28) and labels (N,); `card` names the network (see `checkpoints.build`) and its
     "recipe": the steps and whatever differs from `DEFAULTS`. Each `every` steps `validate(model)` returns the
     validation loss as {"loss": ..., ...}, the averaged weights are kept if it is the lowest so far, and a checkpoint is
-    written, from which the same call goes on. Ctrl-C, or stopping the cell, keeps what is done, and validates it.
+    written, from which the same call goes on. Ctrl-C, SIGTERM or stopping the cell keeps what is done and validates it.
     `report` gets the history whenever it grows.
 
     ValueError for a recipe that makes no sense, a checkpoint of another one, or machines that do not share `folder`;
@@ -382,8 +382,8 @@ def train(
         if main:
             write_checkpoint(run, folder)
         raise ConnectionError(
-            "a process of this training has ended, and the others cannot go on without it; give the same command again "
-            f"to go on from the last checkpoint in {folder}"
+            "a process of this training has ended, or was told to, and the others cannot go on without it; give the same "
+            f"command again to go on from the last checkpoint in {folder}"
         ) from None
     finally:
         model.train(was_training)

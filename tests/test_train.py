@@ -777,11 +777,12 @@ app()
 """
 
 
-def test_ctrl_c_ends_the_command_with_130_and_a_checkpoint(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_a_request_to_end_leave_a_checkpoint_and_130(tmp_path, number):
     (tmp_path / "command.py").write_text(COMMAND)
     command = ["train", "classifier", "--profile", "smoke", "--batch-size", "16", "--out", tmp_path / "run"]
     process = start(sys.executable, tmp_path / "command.py", *command)
-    code, output = stop_when_there_is(tmp_path / "run" / "checkpoint.pt", process, signal.SIGINT)
+    code, output = stop_when_there_is(tmp_path / "run" / "checkpoint.pt", process, number)
     assert code == 130 and "Stopped at step" in output and "Traceback" not in output, output
     step = torch.load(tmp_path / "run" / "checkpoint.pt")["step"]
     assert step >= 20 and f"Stopped at step {step} of 1000000" in output
