@@ -382,8 +382,8 @@ def train(
         if main:
             write_checkpoint(run, folder)
         raise ConnectionError(
-            "a process of this training has ended, or was told to, and the others cannot go on without it; give the same "
-            f"command again to go on from the last checkpoint in {folder}"
+            "a process of this training has ended, or was told to, and the others cannot go on without it; the same "
+            f"command goes on from the last checkpoint in {folder}"
         ) from None
     finally:
         model.train(was_training)
