@@ -33,6 +33,11 @@ CHANGE_PARAMETERS = """lines => {
   const cell = cells.find(model => (model.getMetadata("tags") || []).includes("parameters")).sharedModel;
   cell.setSource(cell.getSource() + lines);
 }"""
+EMPTY_CELLS = """kept => {
+  const cells = window.jupyterapp.shell.currentWidget.content.widgets.map(widget => widget.model);
+  cells.filter(model => model.type === "code" && !kept.includes(model.id)).forEach(
+    model => model.sharedModel.setSource(""));
+}"""
 # Notes when a key is pressed, and when the frame after the next change of a picture below `root` has been painted.
 RECORDER = """root => {
   const times = window.fmdiffTimes = {key: 0, painted: 0};
@@ -107,6 +112,11 @@ def open_lesson(page: Page, address: str) -> None:
 def change_parameters(page: Page, values: dict) -> None:
     """Give parameters of the lesson other values, as a learner does, by lines at the end of their cell."""
     page.evaluate(CHANGE_PARAMETERS, "".join(f"\n{name} = {value!r}" for name, value in values.items()))
+
+
+def empty_cells(page: Page, kept: list[str]) -> None:
+    """Empty all code cells of the open lesson but those with the ids `kept`; JupyterLab does not run empty ones."""
+    page.evaluate(EMPTY_CELLS, kept)
 
 
 def run_all(page: Page) -> None:

@@ -215,6 +215,7 @@ def test_exercises_can_be_solved_as_the_solutions_say(path):
         cell.source = solution
     parameters = tagged(nb, "parameters")
     mock = parameters.metadata.get("nbmake", {}).get("mock", {})
+    mock |= {"epochs": 0} if "epochs" in mock else {}  # never trains: exercises are solved with the published networks
     parameters.source += "".join(f"\n{name} = {value!r}" for name, value in mock.items())
     checks = [cell for cell in nb.cells if cell.cell_type == "code" and re.search(r"Exercise \{?\d", cell.source)]
     cells = code_cells(nb)

@@ -63,7 +63,8 @@ def main(folder):
         there = CARDS[name].get("autoencoder")
         options = {"autoencoder": str(folders[there])} if there else {}
         train_network(name, folders[name], steps=3, every=3, batch_size=16, warmup=1, **options)
-    for name, num_steps in {"vae": None, "unet": None, "patch_unet": 3, "latent_unet": 3, "vector_denoiser": 3}.items():
+    steps = {"vae": None, "unet": None, "transformer": 3, "patch_unet": 3, "latent_unet": 3, "vector_denoiser": 3}
+    for name, num_steps in steps.items():
         y = torch.arange(205) % 10 if num_steps else None
         images[name] = load_sampler(str(folders[name]), num_steps)(205, 0, y)
     judge = leaderboard.load_judge()
@@ -80,12 +81,12 @@ main(Path(sys.argv[1]))
 """
 
 
-def launch(*command, number=2) -> subprocess.Popen:
-    """Start a command in so many processes, as the README says."""
+def launch(*command) -> subprocess.Popen:
+    """Start a command in two processes, as the README says."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    flags = ["--multi_gpu", "--num_processes", number, "--main_process_port", port]
+    flags = ["--multi_gpu", "--num_processes", 2, "--main_process_port", port]
     return start(Path(sys.executable).with_name("accelerate"), "launch", *flags, *command)
 
 
@@ -117,52 +118,41 @@ def test_parts_are_collected_in_order(monkeypatch):
     assert processes.collect({2: everyones[2]}, shared=True).tolist() == [1, 2, 3, 4, 5]
 
 
-@pytest.fixture(scope="module")
-def one_and_two(tmp_path_factory) -> tuple[Path, Path]:
-    """What SCRIPT leaves, run by one process and by two."""
-    folder = tmp_path_factory.mktemp("processes")
-    script = folder / "script.py"
-    script.write_text(SCRIPT)
-    for number in (1, 2):
-        process = (
-            launch(script, folder / str(number), number=number)
-            if number > 1
-            else start(sys.executable, script, folder / str(number))
-        )
-        output, _ = process.communicate(timeout=600)
-        assert process.returncode == 0, output
-    return folder / "1", folder / "2"
-
-
-def test_two_processes_were_two(one_and_two):
-    assert [json.loads((folder / "about.json").read_text())["processes"] for folder in one_and_two] == [1, 2]
-
-
-@pytest.mark.parametrize("name", CARDS)
-def test_two_processes_train_what_one_does(one_and_two, name):
-    one, two = (load_file(folder / name / "weights.safetensors") for folder in one_and_two)
+def check_training(one: Path, two: Path, name: str) -> None:
+    """Both have trained the same network."""
+    weights = [load_file(folder / name / "weights.safetensors") for folder in (two, one)]
     # Adam's first steps are as long for a gradient of almost 0, whose sign rounding decides: BatchNorm makes such.
-    assert_close(two, one, rtol=1e-2, atol=0.03 if name == "classifier" else 1e-4)
-    losses = [torch.load(folder / name / "checkpoint.pt")["history"][-1] for folder in one_and_two]
-    for loss in ("loss", "validation"):
-        one, two = (point[loss]["loss"] if loss == "validation" else point[loss] for point in losses)
-        assert two == pytest.approx(one, rel=2e-3 if name == "classifier" else 1e-4)
+    assert_close(*weights, rtol=1e-2, atol=0.03 if name == "classifier" else 1e-4, msg=lambda text: f"{name}: {text}")
+    last = [torch.load(folder / name / "checkpoint.pt")["history"][-1] for folder in (two, one)]
+    losses = [[point["loss"], point["validation"]["loss"]] for point in last]
+    assert losses[0] == pytest.approx(losses[1], rel=2e-3 if name == "classifier" else 1e-4), name
 
 
-def test_two_processes_draw_what_one_does_and_nothing_twice(one_and_two):
-    one, two = (torch.load(folder / "images.pt") for folder in one_and_two)
-    assert_close(two.pop("norm"), one["norm"], rtol=1e-10, atol=1e-10)
+def check_images(one: dict, two: dict) -> None:
+    """Both have drawn the same images, and none of them twice."""
+    assert_close(two.pop("norm"), one.pop("norm"), rtol=1e-10, atol=1e-10)
+    assert two.keys() == one.keys()
     for name, images in two.items():
         assert images.shape == (205, 1, 28, 28)
-        assert_close(images, one[name], rtol=1e-2, atol=2e-2, msg=name)
+        assert_close(images, one[name], rtol=1e-2, atol=2e-2, msg=lambda text, name=name: f"{name}: {text}")
         assert len(images.flatten(1).unique(dim=0)) == 205, name
 
 
-def test_two_processes_measure_what_one_does(one_and_two):
-    one, two = (json.loads((folder / "about.json").read_text()) for folder in one_and_two)
-    assert two["close"] == pytest.approx(one["close"])
-    for name, measures in two["measures"].items():
-        assert measures == pytest.approx(one["measures"][name], rel=0.02, abs=0.02), name
+def test_two_processes_train_draw_and_measure_what_one_does(tmp_path):
+    """One test, as everything in it comes from two runs of SCRIPT."""
+    script, one, two = tmp_path / "script.py", tmp_path / "1", tmp_path / "2"
+    script.write_text(SCRIPT)
+    for process in (start(sys.executable, script, one), launch(script, two)):
+        output, _ = process.communicate(timeout=600)
+        assert process.returncode == 0, output
+    for name in CARDS:
+        check_training(one, two, name)
+    check_images(*(torch.load(folder / "images.pt") for folder in (one, two)))
+    about = [json.loads((folder / "about.json").read_text()) for folder in (one, two)]
+    assert [each["processes"] for each in about] == [1, 2]
+    assert about[1]["close"] == pytest.approx(about[0]["close"])
+    for name, measures in about[1]["measures"].items():
+        assert measures == pytest.approx(about[0]["measures"][name], rel=0.02, abs=0.02), name
 
 
 @pytest.mark.parametrize("steps", [[3, 3], [3, 0], [3, None]])
