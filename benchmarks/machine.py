@@ -29,14 +29,6 @@ def peak(size: int = 512, seconds: float = 2.0) -> float:
     return best
 
 
-def rate(work: Callable[[], int], seconds: float, clock: Callable[[], float] = time.process_time) -> float:
-    """Return how many images a second `work` does, which returns how many it has done, over at least `seconds`."""
-    start, count = clock(), 0
-    while clock() - start < seconds:
-        count += work()
-    return count / (clock() - start)
-
-
 def middle(values: list[float]) -> dict[str, float]:
     """Return the median of some rounds, the lowest and the highest."""
     ordered = [float(f"{value:.4g}") for value in sorted(values)]

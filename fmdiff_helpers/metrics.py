@@ -13,19 +13,18 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from fmdiff_helpers.data import to_model, to_uint8
-from fmdiff_helpers.processes import collect, deal
+from fmdiff_helpers.processes import at_once, collect, deal
 
 
 @torch.no_grad()
-def features(classifier: nn.Module, images: Tensor, batch_size: int | None = None, shared: bool = False) -> Tensor:
+def features(classifier: nn.Module, images: Tensor, shared: bool = False) -> Tensor:
     """Return the classifier's features of uint8 images (N, 1, 28, 28), as float64 (N, d) on the CPU.
 
-    A batch has 100 images on a CPU, else 500. With `shared` the processes of `accelerate launch` take a part each: all
+    With `shared` the processes of `accelerate launch` take a part each: all
     of them must make the call, and all get all features.
     """
     device = next(classifier.parameters()).device
-    # 100 images stay in the cache of a CPU core. 500 at once take 35 % longer.
-    parts = deal(images.split(batch_size or (100 if device.type == "cpu" else 500)), shared)
+    parts = deal(images.split(at_once(device)), shared)
     done = {number: classifier.features(to_model(part.to(device))).double().cpu() for number, part in parts.items()}
     return collect(done, shared)
 

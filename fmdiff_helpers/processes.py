@@ -18,6 +18,13 @@ def join() -> PartialState:
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
+def at_once(device: torch.device) -> int:
+    """Return how many images a network should see at once on a device: 100 on a CPU, else 500."""
+    # 100 images stay in the cache of a CPU core: with 500 at once, networks on pixels take 9 to 13 % longer, those on
+    # latents 5 to 8 % less (benchmarks/tricks.py); and fewer at once are dealt more evenly.
+    return 100 if device.type == "cpu" else 500
+
+
 def deal(parts: Iterable, shared: bool) -> dict[int, object]:
     """Return the parts that are this process's to work on, by number; all of them if they are not `shared`."""
     state, numbered = join(), list(enumerate(parts))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from fmdiff_helpers.diffusion import add_noise, at, eps_from_v, eps_from_x0, posterior, x0_from_eps
-from fmdiff_helpers.processes import collect, deal, join
+from fmdiff_helpers.processes import at_once, collect, deal, join
 from fmdiff_helpers.schedules import Schedule
 
 
@@ -163,13 +163,11 @@ def in_batches(
 ) -> Tensor:
     """Apply `sample` to inputs (N, ...) in batches, smaller ones where the device's memory is too small; show progress.
 
-    A batch has 100 images on a CPU, else 500; the results are where the inputs are. With `shared` the processes of
+    A batch has `at_once` images; the results are where the inputs are. With `shared` the processes of
     `accelerate launch` take a part of the batches each: all of them must make the call, and all get all N results.
     """
     n = len(inputs[0])
-    # 100 images stay in the cache of a CPU core: with 500 at once, networks on pixels take 9 to 13 % longer, those on
-    # latents 5 to 8 % less (benchmarks/tricks.py).
-    batch_size = batch_size or (100 if inputs[0].device.type == "cpu" else 500)
+    batch_size = batch_size or at_once(inputs[0].device)
     starts = range(0, n, batch_size)
     todo = [(start, min(start + batch_size, n)) for start in deal(starts, shared).values()]
     done, total = {}, sum(last - first for first, last in todo)

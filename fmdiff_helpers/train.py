@@ -80,7 +80,7 @@ class Run:
         join()
         self.accelerator = Accelerator(mixed_precision=best_precision())
         self.loss_fn, self.draw, self.card, self.recipe = loss_fn, draw, card, card["recipe"]
-        # Gains on one CPU core (benchmarks/tricks.py): channels_last 3 to 6 % for U-Nets, nothing for the transformer;
+        # Gains on one CPU core (benchmarks/tricks.py): channels_last 1 to 6 % for U-Nets, nothing for the transformer;
         # the fused optimizer 0 to 4 %.
         self.plain = model.to(self.accelerator.device, memory_format=torch.channels_last)
         optimizer = torch.optim.AdamW(

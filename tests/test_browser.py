@@ -93,8 +93,9 @@ def lesson_run(number, films, kept=()):
             empty_cells(page, kept)
         run_all(page)
         prompts = page.locator(".jp-CodeCell .jp-InputArea-prompt").all_inner_texts()
-        prompts = [prompt for prompt in prompts if prompt != "[ ]:"] if kept else prompts
-        assert len(prompts) == (len(kept) or len(prompts))
+        if kept:
+            prompts = [prompt for prompt in prompts if prompt != "[ ]:"]
+            assert len(prompts) == len(kept)
         assert prompts == [f"[{k + 1}]:" for k in range(len(prompts))]
         assert page.locator("[data-mime-type='application/vnd.jupyter.error']").count() == 0
         warnings = page.locator("[data-mime-type='application/vnd.jupyter.stderr']").all_inner_texts()

@@ -185,19 +185,12 @@ def needed(cells, last):
 
 
 def test_cells_that_others_need_are_kept_and_no_others():
-    sources = [
-        "import a.b",
-        "x = a.b",
-        "y = x",
-        "z = [1]",
-        "z[0] = x",
-        "def f(q):\n    return y + q",
-        "print(z)",
-        "f(1)",
-    ]
+    sources = ["import a.b", "x = y = 0", "x = a.b", "y = x", "z = [1]", "z[0] = x"]  # the zeros are of no use
+    sources += ["def f(q):\n    z = q\n    return y + z", "for q in y:\n    print(q)", "print(z)", "f(1)"]
     cells = [nbformat.v4.new_code_cell(source) for source in sources]
-    assert [cells.index(cell) for cell in needed(cells, cells[-1:])] == [0, 1, 2, 5, 7]
-    assert [cells.index(cell) for cell in needed(cells, cells[6:7])] == [0, 1, 3, 4, 6]
+    needs = {7: [0, 2, 3, 7], 8: [0, 2, 4, 5, 8], 9: [0, 2, 3, 6, 9]}
+    for last, expected in needs.items():
+        assert [cells.index(cell) for cell in needed(cells, [cells[last]])] == expected
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda p: p.stem)
