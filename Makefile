@@ -1,4 +1,4 @@
-.PHONY: setup lint test notebooks requirements colab clean
+.PHONY: setup lint test notebooks requirements colab zip clean
 
 setup:  ## install everything, and let git show a notebook's diff as text
 	uv sync --all-groups
@@ -19,6 +19,9 @@ requirements:  ## export the fixed versions for pip users
 
 colab:  ## make colab REPO=OWNER/NAME: write the public address into badges and setup cells
 	uv run python tools/colab.py "$(if $(filter undefined,$(origin REPO)),$(error say REPO=OWNER/NAME),$(REPO))"
+
+zip:  ## write fmdiff.zip, which a lesson on Colab asks for
+	uv run python tools/archive.py
 
 clean:  ## remove what runs leave behind; the dataset stays
 	rm -rf .pytest_cache .ruff_cache

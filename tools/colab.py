@@ -17,21 +17,33 @@ BADGE = (
     "(https://colab.research.google.com/github/{repo}/blob/main/notebooks/{name}.ipynb)"
 )
 BADGE_LINE = re.compile(r"\[!\[Open in Colab\][^\n]*\n\n")
-NO_ADDRESS = """\
-# On Colab this fetches the helper package; anywhere else it does nothing.
+SETUP = """\
+# On Colab this fetches the helper package. Elsewhere it does nothing, or says how to start.
 import sys
+import zipfile
+from importlib import import_module, util
+from pathlib import Path
 
-if "google.colab" in sys.modules:
-    raise SystemExit("This copy has no public address yet: see `Colab` in README.md.")"""
-ADDRESS = """\
-# On Colab this fetches the helper package; anywhere else it does nothing.
-import sys
 
-if "google.colab" in sys.modules:
-    ![ -d /content/{name} ] || git clone -q --depth 1 https://github.com/{repo} /content/{name}
-    %cd -q /content/{name}/notebooks
-    %pip install -q --no-deps -e ..
-    sys.path.insert(0, "/content/{name}")"""
+def look(paths):  # for a folder or a ZIP that holds the package; Python can import from both
+    for root in [zipfile.Path(path) if zipfile.is_zipfile(path) else Path(path) for path in paths]:
+        tops = [root, *root.iterdir()] if root.is_dir() else []
+        sys.path.extend(str(top).rstrip("/") for top in tops if (top / "fmdiff_helpers").is_dir())
+    return util.find_spec("fmdiff_helpers")
+
+
+if not look([]) and (colab := sys.modules.get("google.colab")):
+{clone}    if not look([*Path("/content").glob("*"), *Path("/content/drive/MyDrive").glob("*")]):
+        print("Choose fmdiff.zip, which `make zip` writes, or another ZIP of the repository.")
+        look(colab.files.upload())
+if not look([]):
+    Stop = type("Stop", (Exception,), {{"_render_traceback_": lambda self: [str(self)]}})
+    raise Stop(
+        "Not started. On Colab, run this cell again and choose fmdiff.zip. Elsewhere, do "
+        "`pip install uv` and `uv run fmdiff lab` in the repository's folder, and open it there."
+    )
+import_module("fmdiff_helpers.start").prepare()"""
+CLONE = "    ![ -d /content/fmdiff ] || git clone -q --depth 1 https://github.com/{repo} /content/fmdiff\n"
 
 
 def repository() -> str:
@@ -41,7 +53,7 @@ def repository() -> str:
 
 def setup_cell(repo: str) -> str:
     """Return the setup cell of every lesson. --no-deps: Colab's own torch, numpy and ipywidgets must stay."""
-    return ADDRESS.format(repo=repo, name=repo.split("/")[1]) if repo else NO_ADDRESS
+    return SETUP.format(clone=CLONE.format(repo=repo) if repo else "")
 
 
 def badge(repo: str, name: str) -> str:

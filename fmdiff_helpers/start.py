@@ -1,0 +1,76 @@
+"""Prepare a lesson on Colab: unpack the repository, install what is missing, go to the lessons' folder.
+
+The setup cell of each lesson finds the package and calls `prepare`. Only the standard library is needed here.
+"""
+
+import importlib
+import os
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+CONTENT = Path("/content")  # where Colab keeps a session's files
+ROOT = Path(__file__).parents[1]
+
+
+class Stop(Exception):
+    """End a cell with one sentence; IPython shows what `_render_traceback_` returns in place of a traceback."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [str(self)]
+
+
+def unpack(root: Path) -> Path:
+    """Unpack the ZIP in which `root` lies, a path such as x.zip or x.zip/top, and return the folder that it became.
+
+    Stop if the ZIP is damaged.
+    """
+    archive = next(path for path in (root, *root.parents) if path.is_file())
+    folder = CONTENT / "fmdiff"
+    try:
+        zipfile.ZipFile(archive).extractall(folder)
+    except (zipfile.BadZipFile, OSError, EOFError) as error:
+        raise Stop(f"{archive} cannot be unpacked ({error}): delete it, and run this cell again.") from None
+    return folder / root.relative_to(archive)
+
+
+def missing(project: Path) -> list[str]:
+    """Return the dependencies in a pyproject.toml that are not installed, in whatever version."""
+    names = []
+    for line in tomllib.loads(project.read_text(encoding="utf-8"))["project"]["dependencies"]:
+        name = re.match(r"[\w.-]+", line)[0]
+        try:
+            version(name)
+        except PackageNotFoundError:
+            names.append(name)
+    return names
+
+
+def install(names: list[str]) -> None:
+    """Install packages without what they depend on: Colab's own torch, numpy and ipywidgets stay as they are."""
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", *names]
+    if names and subprocess.run(pip, capture_output=True).returncode:
+        raise Stop(f"{', '.join(names)} could not be installed: connect to the network, and run this cell again.")
+
+
+def prepare() -> None:
+    """Prepare the lesson where this package lies, a folder or a ZIP; nothing to do but on Colab.
+
+    Stop where the ZIP is damaged, or where a package is missing and the network, too.
+    """
+    if "google.colab" not in sys.modules:
+        return
+    root = ROOT
+    if not root.is_dir():
+        root = unpack(root)
+        sys.path.insert(0, str(root))
+        for name in [name for name in sys.modules if name.partition(".")[0] == "fmdiff_helpers"]:
+            del sys.modules[name]  # it came from the ZIP; from now on it comes from the folder
+        importlib.invalidate_caches()
+    # JupyterLab is not among Colab's packages, and nobody needs it there.
+    install([name for name in missing(root / "pyproject.toml") if name != "jupyterlab"])
+    os.chdir(root / "notebooks")
