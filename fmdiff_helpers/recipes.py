@@ -15,7 +15,7 @@ from fmdiff_helpers.data import describe_data, is_there, load_fashion_mnist, raw
 from fmdiff_helpers.diffusion import add_noise, draw_noise, simple_loss, v_loss, validation_loss, x0_loss
 from fmdiff_helpers.guidance import drop_labels, guided
 from fmdiff_helpers.models.vae import active_units, kl_divergence, vae_loss
-from fmdiff_helpers.processes import join
+from fmdiff_helpers.processes import at_once, join
 from fmdiff_helpers.samplers import generate, in_batches, noise_from_v, noise_predictor, sample_prior
 from fmdiff_helpers.train import train
 
@@ -210,7 +210,7 @@ def classifier_loss(model: Callable, x0: Tensor, y: Tensor, shifts: Tensor) -> T
 def classifier_validation(model: nn.Module, x0: Tensor, y: Tensor) -> dict[str, float]:
     """Return the mean cross entropy and the accuracy on images as they are."""
     logits = model(x0)
-    return {"loss": F.cross_entropy(logits, y).item(), "accuracy": (logits.argmax(1) == y).double().mean().item()}
+    return {"loss": F.cross_entropy(logits, y).item(), "accuracy": (logits.argmax(1) == y).cpu().double().mean().item()}
 
 
 class ScheduledLoss(nn.Module):
@@ -233,7 +233,7 @@ class ScheduledLoss(nn.Module):
         squared, absolute = error.square().mean(dim=1), error.abs().mean(dim=1)
         # Over all processes that share the batch, so that all of them mix alike.
         sizes = reduce(torch.stack([squared.mean(), absolute.mean()]).detach(), "mean")
-        self.sizes.lerp_(sizes, 0.01 if self.step else 1.0)
+        self.sizes.lerp_(sizes, torch.where(self.step > 0, 0.01, 1.0))
         share = 0.9 - 0.4 * self.step / self.num_steps
         self.step += 1
         return share * squared + (1 - share) * absolute * self.sizes[0] / self.sizes[1]
@@ -272,7 +272,8 @@ def vae_validation(model: nn.Module, x0: Tensor, beta: float) -> dict[str, float
     eps = torch.randn((len(x0), *model.latent_shape), generator=torch.Generator().manual_seed(0)).to(x0.device)
     x_hat, mu, log_var = model(x0, eps)
     model.shift.copy_(mu.mean(dim=(0, 2, 3), keepdim=True)[0])
-    model.scale.copy_(mu.std(dim=(0, 2, 3), keepdim=True)[0])
+    # At least 1e-6: a number that is always the same would be divided by 0.
+    model.scale.copy_(mu.std(dim=(0, 2, 3), keepdim=True)[0].clamp(min=1e-6))
     return {
         "loss": vae_loss(x_hat, x0, mu, log_var, beta).mean().item(),
         "squared_error": (x_hat - x0).square().mean().item(),
@@ -296,7 +297,7 @@ def reconstruction_validation(model: nn.Module, x0: Tensor) -> dict[str, float]:
     """Return the loss; on these images it also measures `shift` and `scale`, as `vae_validation` does."""
     z = model.encode(x0)
     model.shift.copy_(z.mean(dim=0))
-    model.scale.copy_(z.std(dim=0))
+    model.scale.copy_(z.std(dim=0).clamp(min=1e-6))  # a number that is always the same would be divided by 0
     return {"loss": (model.decode(z) - x0).square().mean().item()}
 
 
@@ -313,7 +314,8 @@ def task(
     x = images
     if "autoencoder" in card:  # once for all steps: it is trained, and stays as it is
         vae = load_autoencoder(card, device)
-        x = in_batches(lambda part: vae.to_latent(to_model(part.to(device))), images, shared=True)
+        size = at_once(device)  # where they are encoded, not where they come from
+        x = in_batches(lambda part: vae.to_latent(to_model(part.to(device))), images, batch_size=size, shared=True)
     data = x[:-NUM_VALIDATION], labels[:-NUM_VALIDATION]
     x0, y = x[-NUM_VALIDATION:].to(device), labels[-NUM_VALIDATION:].to(device)
     x0 = x0 if x0.is_floating_point() else to_model(x0)

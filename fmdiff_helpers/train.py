@@ -89,8 +89,10 @@ class Run:
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         # Parameters only. Averaging buffers too would slowly corrupt the tables that some projects keep there.
         self.ema = AveragedModel(self.plain, multi_avg_fn=self.average, use_buffers=False)
-        self.generator = torch.Generator(self.accelerator.device).manual_seed(self.recipe["seed"])
+        # The average is what counts in the end, so validation measures it in float32.
+        self.accelerator.unwrap_model(self.ema.module, keep_fp32_wrapper=False)
         self.ema.eval()
+        self.generator = torch.Generator(self.accelerator.device)
         self.step, self.epoch, self.seconds, self.history = 0, None, 0.0, []
         self.remember()
 
@@ -115,7 +117,11 @@ class Run:
         return batch if batch.is_floating_point() else to_model(batch), labels[index]
 
     def train_step(self, x0: Tensor, y: Tensor) -> Tensor:
-        """Take one step down the loss of a batch; return the loss, still on the device."""
+        """Take one step down the loss of a batch; return the loss, still on the device.
+
+        Each step has random numbers of its own, so that any machine can go on.
+        """
+        self.generator.manual_seed(1_000_003 * (self.recipe["seed"] + 1) + self.step)
         drawn = self.draw(x0, self.generator)
         course = (self.recipe[key] for key in ("steps", "warmup", "cycles", "floor"))
         share = learning_rate(self.step, *course)
@@ -131,8 +137,8 @@ class Run:
         return loss.detach()
 
     def validation(self, validate: Callable) -> dict:
-        """Return what `validate` says of the averaged weights."""
-        with torch.no_grad(), self.accelerator.autocast():
+        """Return what `validate` says of the averaged weights, in float32."""
+        with torch.no_grad():
             return validate(self.ema.module)
 
     def advance(self, images: Tensor, labels: Tensor, validate: Callable, bar: tqdm) -> dict:
@@ -145,7 +151,8 @@ class Run:
             total += self.train_step(*self.next_batch(images, labels))
             bar.update()
         loss = self.accelerator.reduce(total, "mean").item() / (end - first)
-        if not (math.isfinite(loss) and all(p.isfinite().all() for p in self.plain.parameters())):
+        finite = torch.stack([p.isfinite().all() for p in self.plain.parameters()]).all()  # a GPU is waited for once
+        if not (math.isfinite(loss) and finite):
             self.give_up(loss)
         point = {"step": end, "loss": loss}
         if end % every == 0 or end == self.recipe["steps"]:
@@ -181,34 +188,38 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
             "loss": self.loss_fn.state_dict() if isinstance(self.loss_fn, nn.Module) else None,
-            "generator": self.generator.get_state(),
-            "rng": [torch.get_rng_state(), *torch.cuda.get_rng_state_all()],
+            "rng": [torch.get_rng_state(), *torch.cuda.get_rng_state_all()],  # for networks with dropout
         }
 
     def load_state(self, state: dict) -> None:
-        """Go on where `state` was taken."""
+        """Go on where `state` was taken, here or on another kind of machine: what only one of them has is left out."""
         self.step, self.seconds, self.history = state["step"], state["seconds"], list(state["history"])
         self.plain.load_state_dict(state["model"])
         self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
-        if self.accelerator.scaler:
+        if self.accelerator.scaler and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         if isinstance(self.loss_fn, nn.Module):
             self.loss_fn.load_state_dict(state["loss"])
-        self.generator.set_state(state["generator"])
         rng, *cuda = state["rng"]
         torch.set_rng_state(rng)
-        torch.cuda.set_rng_state_all(cuda)
+        if len(cuda) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(cuda)
 
 
 def largest_batch(run: Run, x0: Tensor, y: Tensor) -> int:
-    """Halve the batch until its loss and gradient fit into memory; return how many images that is, 0 if none do."""
-    size = len(x0) // 2
+    """Halve the batch until its loss and gradient fit into memory; return how many images that is, 0 if none do.
+
+    Each process sees its share of a batch only, and the images of all processes together are counted.
+    """
+    size = len(x0) // run.accelerator.num_processes // 2
     while size:
         try:
             drawn = run.draw(x0[:size], run.generator)
-            run.loss_fn(run.plain, x0[:size], y[:size], *drawn).mean().backward()
-            return size
+            with run.accelerator.autocast():
+                loss = run.loss_fn(run.plain, x0[:size], y[:size], *drawn).mean()
+            loss.backward()
+            return size * run.accelerator.num_processes
         except torch.OutOfMemoryError:
             size //= 2
     return 0
@@ -247,7 +258,14 @@ def resume(run: Run, path: Path) -> None:
         raise ValueError(
             f"{path} is another training ({changes}); name another folder, or delete the file to start over"
         )
-    run.load_state(state)
+    try:
+        run.load_state(state)
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]  # PyTorch names every tensor
+        raise ValueError(
+            f"{path} does not fit this network or this version ({type(error).__name__}: {reason}); "
+            "name another folder, or delete the file to start over"
+        ) from None
     run.remember()
 
 
@@ -292,6 +310,10 @@ def load_checkpoint(folder: Path | str) -> tuple[nn.Module, dict]:
     return model, state["card"] | so_far(state["seconds"], state["history"])
 
 
+class PeerEnded(RuntimeError):
+    """Say that another process of this training has ended."""
+
+
 def stop_alone(number: int, frame: object) -> None:
     """Handle a request to end (SIGTERM) of the only process: as Ctrl-C."""
     raise KeyboardInterrupt
@@ -299,7 +321,7 @@ def stop_alone(number: int, frame: object) -> None:
 
 def stop_together(number: int, frame: object) -> None:
     """Handle a request to end of one of several: `accelerate launch` sends it where another process has ended."""
-    raise RuntimeError("a peer has ended")
+    raise PeerEnded
 
 
 @contextmanager
@@ -375,7 +397,9 @@ def train(
     except torch.OutOfMemoryError:
         out_of_memory = True  # and out of here, because the error holds on to the memory of the failed step
     except RuntimeError as error:
-        if run.accelerator.num_processes == 1 or "peer" not in str(error):  # as gloo says it, and `stop_together`
+        # NCCL has an error class of its own; gloo only says so.
+        lost = isinstance(error, PeerEnded | torch.distributed.DistBackendError) or "peer" in str(error)
+        if run.accelerator.num_processes == 1 or not lost:
             raise
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher sends it by now: first this is written and said
         run.load_state(run.good)

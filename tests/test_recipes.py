@@ -4,6 +4,7 @@ import hashlib
 import math
 import re
 import statistics
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -278,6 +279,17 @@ def test_the_annealed_loss_shows_the_model_the_images_and_the_noise():
     AnnealedLoss(BETA, num_steps=4)(model, X0, torch.arange(5), eps)
     ((x0, noise, _),) = model.seen
     assert x0 is X0 and noise is eps
+
+
+@pytest.mark.parametrize("validation", [partial(vae_validation, beta=0.1), reconstruction_validation])
+def test_a_latent_number_that_never_changes_is_not_divided_by_zero(validation):
+    card = CARDS["attention_autoencoder" if validation is reconstruction_validation else "vae"]
+    model = build(card | {"arguments": card["arguments"] | {"width": 8}}).eval()
+    for parameter in model.parameters():
+        parameter.data.zero_()  # a network that is dead altogether
+    x0 = torch.randn(6, 1, 28, 28, generator=generator())
+    validation(model, x0)
+    assert model.to_latent(x0).isfinite().all() and (model.scale > 0).all()
 
 
 def test_an_annealed_loss_goes_on_from_its_state():

@@ -16,6 +16,8 @@ class BatchNorm(nn.BatchNorm2d):
         """Return a tensor of the same shape as x."""
         if not (self.training and distributed.is_initialized()):
             return super().forward(x)
+        # E[x^2] - E[x]^2 in half precision is wrong where the mean is large, and too large a number where x is.
+        kind, x = x.dtype, x.to(torch.promote_types(x.dtype, torch.float32))
         moments = torch.stack([x.mean(dim=(0, 2, 3)), x.square().mean(dim=(0, 2, 3))])
         mean, square = all_reduce(moments) / distributed.get_world_size()
         variance = square - mean.square()
@@ -25,7 +27,7 @@ class BatchNorm(nn.BatchNorm2d):
             self.running_var.lerp_(variance * n / (n - 1), self.momentum)
             self.num_batches_tracked += 1
         scale = self.weight / (variance + self.eps).sqrt()
-        return x * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]
+        return (x * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]).to(kind)
 
 
 def conv_norm(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
