@@ -66,6 +66,11 @@ def find_weights(name: str | Path) -> Path:
     for path in (own, published) if isinstance(name, Path) else (published, own):
         if path.is_file():
             return path
+    if not PUBLISHED.is_dir():
+        raise WeightsError(
+            f"there are no weights {str(name)!r}: the published networks are no part of the installed package; work in "
+            "a copy of the repository, which has them in data/weights, or name a folder of `fmdiff train`"
+        )
     known = ", ".join(sorted(file.stem for file in PUBLISHED.glob("*.safetensors"))) or "none yet"
     raise WeightsError(
         f"there are no weights {str(name)!r}; published are: {known}; or name a folder of `fmdiff train`"

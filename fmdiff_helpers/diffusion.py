@@ -148,6 +148,6 @@ def pixel_baseline(x0: Tensor, schedule: Schedule) -> Tensor:
     For a Gaussian pixel of variance s^2 what is left of the noise is a^2 s^2 / (a^2 s^2 + b^2), a and b being the
     schedule's signal and noise scale; `x0` (N, ...) are the images that s is estimated from.
     """
-    variance = x0.double().var(dim=0).flatten()
+    variance = x0.cpu().double().var(dim=0).flatten()  # not on the device: mps has no float64
     signal, noise = schedule.alpha_bar[:, None] * variance.to(schedule.beta), 1 - schedule.alpha_bar[:, None]
     return (signal / (signal + noise)).mean(dim=1)

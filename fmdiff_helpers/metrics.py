@@ -25,7 +25,7 @@ def features(classifier: nn.Module, images: Tensor, shared: bool = False) -> Ten
     """
     device = next(classifier.parameters()).device
     parts = deal(images.split(at_once(device)), shared)
-    done = {number: classifier.features(to_model(part.to(device))).double().cpu() for number, part in parts.items()}
+    done = {number: classifier.features(to_model(part.to(device))).cpu().double() for number, part in parts.items()}
     return collect(done, shared)
 
 
@@ -33,7 +33,7 @@ def features(classifier: nn.Module, images: Tensor, shared: bool = False) -> Ten
 def agreement(classifier: nn.Module, found: Tensor, labels: Tensor) -> float:
     """Return the share of features (N, d) in which the classifier finds the label (N,)."""
     logits = classifier.head(found.to(classifier.head.weight))
-    return (logits.argmax(1) == labels.to(logits.device)).double().mean().item()
+    return (logits.argmax(1) == labels.to(logits.device)).float().mean().item()
 
 
 def accuracy(classifier: nn.Module, images: Tensor, labels: Tensor) -> float:
@@ -96,7 +96,7 @@ def covered(points: Tensor, support: Tensor, k: int = 3) -> float:
     points, support = points.float(), support.float()
     radius = ball_radius(support, k)
     inside = [(torch.cdist(part, support) <= radius).any(dim=1) for part in points.split(100)]
-    return torch.cat(inside).double().mean().item()
+    return torch.cat(inside).float().mean().item()
 
 
 def nearest(images: Tensor, train_images: Tensor, shared: bool = False) -> tuple[Tensor, Tensor]:
@@ -139,7 +139,7 @@ class Judge:
         found = self.features(images)
         measures = self.distances(found)
         distance, _ = nearest(images, self.train_images, shared=True)
-        measures["copying"] = (distance < self.close).double().mean().item()
+        measures["copying"] = (distance < self.close).cpu().double().mean().item()
         if labels is not None:
             measures["label_accuracy"] = agreement(self.classifier, found, labels)
         return measures

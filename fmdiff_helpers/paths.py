@@ -88,6 +88,7 @@ def principal_axes(z: Tensor, number: int = 2) -> tuple[Tensor, Tensor]:
     return z.mean(dim=0), torch.linalg.eigh(torch.cov(z.T)).eigenvectors[:, -number:].flip(1)
 
 
+@torch.no_grad()
 def encode(autoencoder: nn.Module, images: Tensor) -> Tensor:
     """Return the standardised latents (N, d) of images uint8 (N, 1, 28, 28)."""
     return in_batches(lambda part: autoencoder.to_latent(to_model(part)), images).flatten(1)
@@ -110,6 +111,7 @@ def latent_map(autoencoder: nn.Module, images: Tensor, labels: Tensor, method: s
     return figure
 
 
+@torch.no_grad()
 def reconstructions(autoencoder: nn.Module, images: Tensor) -> Figure:
     """Draw images uint8 (N, 1, 28, 28), what an autoencoder makes of them, and the difference."""
     x0 = to_model(images)
@@ -118,6 +120,7 @@ def reconstructions(autoencoder: nn.Module, images: Tensor) -> Figure:
     return image_grid(torch.cat([x0, x_hat, x_hat - x0]), len(x0), row_labels=rows)
 
 
+@torch.no_grad()
 def draw_ways(autoencoder: nn.Module, paths: Tensor, images: Tensor, labels: Tensor, size: float = 7) -> Figure:
     """Draw chains (K + 1, B, ...) of `record_chain` on the map of `latent_map`, each with the garment at its end."""
     z = encode(autoencoder, images)
@@ -132,6 +135,7 @@ def draw_ways(autoencoder: nn.Module, paths: Tensor, images: Tensor, labels: Ten
     return figure
 
 
+@torch.no_grad()
 def chain_figures(
     autoencoder: nn.Module, path: Tensor, times: list[int], images: Tensor, labels: Tensor, columns: int = 9
 ) -> list[Figure]:

@@ -191,7 +191,8 @@ class Explorer:
                 self.readout,
             ]
         )
-        self.frame = lru_cache(maxsize=128)(self.draw)  # a widget lives as long as its kernel
+        # Pictures need no gradients, also of a network that has just been trained.
+        self.frame = lru_cache(maxsize=128)(torch.no_grad()(self.draw))  # a widget lives as long as its kernel
         self._choose()
         for control in controls.values():
             control.observe(self._choose, "value")
@@ -212,7 +213,7 @@ class Explorer:
         self.readout.value = "drawing ..."
         self.frame.cache_clear()
         try:
-            last = self.prepare() - 1
+            last = torch.no_grad()(self.prepare)() - 1
             place = self.slider.value / max(1, self.slider.max)
             self.play.max, self.slider.max = min(last, 50), last
             self.slider.value = round(place * last)
@@ -608,6 +609,7 @@ class LatentWalk(Explorer):
     height = 336
     film_frames = 11  # a map is 15 kB each time
 
+    @torch.no_grad()
     def __init__(self, vae: nn.Module, images: Tensor, labels: Tensor, start: str = "Trouser", end: str = "Coat"):
         self.vae, self.images, self.labels = vae, images, labels
         self.z = torch.cat([vae.encode(to_model(part))[0] for part in images.split(500)])

@@ -85,7 +85,7 @@ class Schedule:
 
     def __post_init__(self):
         check_beta(self.beta)
-        beta = self.beta.double().cpu().clone()
+        beta = self.beta.cpu().double().clone()
         alpha_bar = torch.cumprod(1 - beta, dim=0)
         tables = {
             "beta": beta,

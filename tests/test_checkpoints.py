@@ -389,3 +389,9 @@ def test_a_published_network_is_small(name):
 def test_each_published_file_has_its_partner():
     cards = sorted(path.stem for path in checkpoints.PUBLISHED.glob("*.json"))
     assert cards == PUBLISHED
+
+
+def test_an_installed_package_says_where_the_published_networks_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "PUBLISHED", tmp_path / "data" / "weights")
+    with pytest.raises(WeightsError, match=r"no weights 'unet': .* a copy of the repository, which has them in data"):
+        load_pretrained("unet")

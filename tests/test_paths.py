@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
 
-from fmdiff_helpers.checkpoints import load_pretrained
+from fmdiff_helpers.checkpoints import build, load_pretrained
 from fmdiff_helpers.data import to_model, to_uint8
 from fmdiff_helpers.diffusion import eps_from_x0
 from fmdiff_helpers.paths import (
@@ -30,7 +30,7 @@ from fmdiff_helpers.paths import (
     record_chain,
     there_and_back,
 )
-from fmdiff_helpers.recipes import load_denoiser
+from fmdiff_helpers.recipes import CARDS, load_denoiser
 from fmdiff_helpers.samplers import sample_ddim, slerp
 from fmdiff_helpers.schedules import Schedule, cosine_beta
 from fmdiff_helpers.standin import draw_garments
@@ -340,3 +340,11 @@ def test_ways_on_the_map_lead_from_a_dot_at_the_noise_to_the_garment_that_they_e
     assert_close(points(figure), on_the_map(Z))
     assert figure.axes[0].collections[0].get_array().tolist() == LABELS.tolist()
     assert_close(lines(chain_figures(Cut(), path[:, 1], times, IMAGES, LABELS)[1]), ways[1:2])
+
+
+def test_a_network_that_has_just_been_trained_can_be_looked_at():
+    """Its parameters ask for gradients, which no picture needs."""
+    autoencoder = build(CARDS["attention_autoencoder"] | {"arguments": {"width": 8, "places": False}}).eval()
+    assert not encode(autoencoder, IMAGES).requires_grad
+    latent_map(autoencoder, IMAGES, LABELS)
+    reconstructions(autoencoder, IMAGES[:3])

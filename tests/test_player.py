@@ -626,6 +626,11 @@ def test_another_seed_shows_other_garments_and_another_draw():
     assert torch.equal(x0, explorer.x0) and torch.equal(z, explorer.z)
 
 
+def test_a_walk_needs_no_network_without_gradients():
+    """A network that has just been trained asks for gradients, which no picture needs."""
+    LatentWalk(small_vae(2, channels=2, grid=7).requires_grad_(True), GARMENTS, LABELS).slider.value = 30
+
+
 @pytest.mark.parametrize("options", [{"channels": 2, "grid": 7}, {"channels": 5, "grid": 1}])
 def test_a_walk_goes_straight_from_one_latent_to_the_other(options):
     vae = small_vae(2, **options)

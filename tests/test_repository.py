@@ -150,3 +150,13 @@ def test_no_machine_and_no_package_host_in_tracked_files():
         if name and not name.endswith((".png", ".ipynb", ".safetensors")):
             text = (ROOT / name).read_text(encoding="utf-8")
             assert not re.search(r"pypi\.org|files\.pythonhosted|/(root|home/\w+)/", text), name
+
+
+def test_nothing_is_float64_on_a_device_that_could_be_mps():
+    """Apple's mps has no float64. Such numbers stay on the CPU, or, where they are built, none names a device."""
+    on_the_cpu = re.compile(r"\.cpu\(\)\.double\(\)|dtype=torch\.float64\)")
+    for path in MODULES:
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            code = line.split("  # ")[0]
+            if re.search(r"\.double\(\)|torch\.float64\)", code):
+                assert on_the_cpu.search(code) and "device=" not in code, f"{path.name}:{number}: {line}"
