@@ -1,8 +1,9 @@
 """How fast do networks train and draw, beside others and beside what the device could do at best?"""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import chain, repeat
 from pathlib import Path
 
 import torch
@@ -115,7 +116,7 @@ def annotated(images: Tensor, labels: Tensor, batch: int, shipped: bool = False)
     model, schedule = OriginalUNet().to(device), Schedule(linear_beta(200)).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     loader = torch.utils.data.DataLoader(Pictures(images.cpu()), batch, shuffle=True) if shipped else None
-    source = (x for _ in iter(int, 1) for x in loader) if shipped else (x for x, _ in by_index(images, labels, batch))
+    source = chain.from_iterable(repeat(loader)) if shipped else (x for x, _ in by_index(images, labels, batch))
 
     def step() -> None:
         x0 = next(source).to(device)
@@ -184,28 +185,29 @@ def profile(name: str, batch: int, size: Size) -> dict:
     with torch.profiler.profile(activities=kinds) as profiler:
         timed(stepper(run, data), 5)
     key = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
-    events = sorted(profiler.key_averages(), key=lambda event: -getattr(event, key))
+    events = [event for event in profiler.key_averages() if event.device_type == torch.autograd.DeviceType.CPU]
+    events.sort(key=lambda event: -getattr(event, key))  # operations; their kernels are events of the GPU
     total = sum(getattr(event, key) for event in events)
     rows = [[event.key[:90], event.count, round(getattr(event, key) / total, 4)] for event in events[:15]]
     return {"network": name, "batch": batch, "steps": 5, "microseconds": total, "operation, calls, share": rows}
 
 
 def fast(report: Report, out: Path, size: Size) -> None:
-    """Measure how fast networks train and draw; what matters most first, and last what takes half a minute each."""
+    """Measure how fast networks train and draw: first what is sure to work, last what takes half a minute each."""
     best, first, found = report.add("ceilings", partial(ceilings, size)), size.batches[0], {}
 
-    def measure(name: str, loop: str, batch: int) -> None:
-        work = partial(loop_speed, name, loop, batch, size, best, found.get((name, "eager", batch), {}))
-        found[name, loop, batch] = report.add(f"train {name}, {loop}, batch {batch}", work)
+    def measure(loops: tuple[str, ...], names: Iterable[str], batch: int) -> None:
+        for name in names:
+            for loop in loops:
+                work = partial(loop_speed, name, loop, batch, size, best, found.get((name, "eager", batch), {}))
+                found[name, loop, batch] = report.add(f"train {name}, {loop}, batch {batch}", work)
 
-    def measure_batch(batch: int) -> None:
-        for name in CARDS:
-            for loop in LOOPS[:2]:
-                measure(name, loop, batch)
+    def measure_peers(batch: int) -> None:
         for label, peer in (("Annotated Diffusion Model", annotated), ("diffusers UNet2DModel", course_unet)):
             report.add(f"train {label}, eager, batch {batch}", partial(peer_speed, peer, batch, size))
 
-    measure_batch(first)
+    measure(("eager",), CARDS, first)
+    measure_peers(first)
     share = {name: found[name, "eager", first].get("share", {}).get("of_ceiling", 1) for name in DENOISERS}
     report.add("profile of the slowest", partial(profile, min(share, key=share.get), first, size))
     shipped = partial(annotated, shipped=True)
@@ -213,12 +215,9 @@ def fast(report: Report, out: Path, size: Size) -> None:
     for name in DENOISERS:
         report.add(f"sample {name}", partial(sampling_speed, name, size))
     report.add("sample Annotated Diffusion Model", partial(annotated_sampling, size))
-    measure_batch(size.batches[1])
-    for name in GOOD[:2]:
-        for loop in LOOPS[2:]:
-            measure(name, loop, first)
-    for batch in size.batches[2:]:
-        measure_batch(batch)
-    for name in GOOD[2:]:
-        for loop in LOOPS[2:]:
-            measure(name, loop, first)
+    measure(("graph",), CARDS, first)
+    measure(LOOPS[2:], GOOD[:2], first)
+    for batch in size.batches[1:]:
+        measure(LOOPS[:2], CARDS, batch)
+        measure_peers(batch)
+    measure(LOOPS[2:], GOOD[2:], first)

@@ -63,6 +63,8 @@ class GraphRun(Run):
 
     def __init__(self, model: nn.Module, loss_fn: Callable, draw: Callable, card: dict):
         super().__init__(model, loss_fn, draw, card)
+        if self.accelerator.scaler:
+            raise RuntimeError("a step in fp16 chooses by its gradient whether to happen, which no graph can")
         on_gpu = self.accelerator.device.type == "cuda"
         self.rate = torch.tensor(self.recipe["lr"], device=self.accelerator.device)  # what a graph reads anew
         decay = self.recipe["weight_decay"]
@@ -138,7 +140,8 @@ def begin(name: str, loop: str, size: Size, batch: int, **recipe: int) -> tuple[
         backend = "inductor" if device.type == "cuda" else "aot_eager"
         model.forward = MethodType(torch.compile(type(model).forward, backend=backend), model)
     run = (GraphRun if "graph" in loop else Run)(model, loss, draw, card)
-    vars(run.ema.module).pop("forward", None)  # validation is rare: it need not be compiled
+    if "compiled" in loop:
+        del run.ema.module.forward  # validation is rare: it need not be compiled
     return run, data, validate
 
 
