@@ -69,20 +69,12 @@ def run_parts(parts: list[str], out: Path, minutes: float, options: list[str]) -
     end, path, ended = time.monotonic() + 60 * minutes, out / "gpu.json", {}
     path.unlink(missing_ok=True)
     for number, part in enumerate(parts):
-        left = (end - time.monotonic()) * PARTS[part] / sum(PARTS[each] for each in parts[number:])
-        command = [
-            sys.executable,
-            __file__,
-            "--parts",
-            part,
-            "--out",
-            str(out),
-            "--minutes",
-            f"{max(0, left) / 60:.3f}",
-        ]
+        share = PARTS[part] / sum(PARTS[each] for each in parts[number:])
+        seconds = max(0.0, share * (end - time.monotonic()))
+        command = [sys.executable, __file__, "--parts", part, "--out", str(out), "--minutes", f"{seconds / 60:.3f}"]
         with (out / f"{part}.log").open("w") as log:  # progress bars and warnings
             try:
-                status = subprocess.run([*command, *options], stderr=log, timeout=max(0, left) + LATE).returncode
+                status = subprocess.run([*command, *options], stderr=log, timeout=seconds + LATE).returncode
                 ended[part] = "well" if status == 0 else f"with status {status}; see {part}.log"
             except subprocess.TimeoutExpired:
                 ended[part] = f"stopped, {LATE} seconds after its time"

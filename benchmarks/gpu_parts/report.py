@@ -72,11 +72,9 @@ class Report:
         try:
             found = work() if self.left() > 0 else {"left out": "no time was left"}
         except Exception as error:
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            found = {
-                "error": f"{type(error).__name__}: {error}"[:600],
-                "where": f"{Path(where.filename).name}:{where.lineno}",
-            }
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{Path(place.filename).name}:{place.lineno}"
+            found = {"error": f"{type(error).__name__}: {error}"[:600], "where": where}
         self.rows[name] = found | {"took_seconds": round(time.monotonic() - start, 2)}
         write_atomically(self.path, lambda file: file.write_text(json.dumps(self.results, indent=1) + "\n"))
         print(self.part, name, json.dumps(self.rows[name])[:500], flush=True)
