@@ -17,17 +17,22 @@ def parts(monkeypatch):
 
 
 def test_results_are_written_after_each_measurement_and_failures_are_results(tmp_path):
-    from gpu_parts.report import Report
+    from gpu_parts.report import Report, faults
 
     report = Report(tmp_path, "fast", minutes=1, about={})
     report.add("one", lambda: {"found": 1})
     report.add("two", lambda: {}["missing"])
+    report.add("wrong", lambda: {"passed": False})
+    report.add("peer", lambda: __import__("no_such_package"))
     report.end = 0.0
     report.add("three", lambda: {"found": 3})
     rows = json.loads((tmp_path / "gpu.json").read_text())["fast"]
     assert rows["one"]["found"] == 1
     assert rows["two"]["error"] == "KeyError: 'missing'" and rows["two"]["where"].startswith("test_gpu_benchmark.py:")
     assert rows["three"]["left out"] == "no time was left"
+    assert rows["peer"]["missing"] == "No module named 'no_such_package'"
+    ended = {"ended": {"fast": "well", "good": "with status 1; see good.log"}}
+    assert faults(report.results | ended) == ["fast: two", "fast: wrong", "good ended with status 1; see good.log"]
 
 
 def test_a_graph_takes_the_same_steps_as_the_loop_of_the_package(monkeypatch):

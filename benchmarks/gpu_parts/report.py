@@ -53,6 +53,14 @@ TINY = Size(
 TINY_VALIDATION = 500  # images, of the 2,200
 
 
+def faults(results: dict) -> list[str]:
+    """Return what failed: measurements with an error, comparisons that did not pass, parts that did not end well."""
+    parts = {part: rows for part, rows in results.items() if part not in ("about", "ended")}
+    rows = {f"{part}: {name}": row for part, each in parts.items() for name, row in each.items()}
+    failed = [name for name, row in rows.items() if "error" in row or row.get("passed") is False]
+    return failed + [f"{part} ended {how}" for part, how in results.get("ended", {}).items() if how != "well"]
+
+
 class Report:
     """What has been measured, by part and name, in a file that is written anew after each measurement."""
 
@@ -71,6 +79,8 @@ class Report:
         start = time.monotonic()
         try:
             found = work() if self.left() > 0 else {"left out": "no time was left"}
+        except ImportError as error:  # a peer that is not installed is no fault
+            found = {"missing": str(error)}
         except Exception as error:
             place = traceback.extract_tb(error.__traceback__)[-1]
             where = f"{Path(place.filename).name}:{place.lineno}"
