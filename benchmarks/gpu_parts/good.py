@@ -45,17 +45,17 @@ def train_for(name: str, loop: str, folder: Path, seconds: float, size: Size) ->
 
 
 @cache
-def real_features(split: str) -> Tensor:
-    """Return the features of real images: all test images, the validation images, or 5,000 of the others."""
+def real_features(split: str, number: int | None = None) -> Tensor:
+    """Return the features of real images: the first of those of the split "test", "validation" or "train"."""
     classifier = load_pretrained("classifier", join().device)
     images = load_fashion_mnist("test" if split == "test" else "train", join().device)[0]
-    part = {"test": slice(None), "validation": slice(-recipes.NUM_VALIDATION, None), "floor": slice(5000)}[split]
-    return features(classifier, images[part])
+    images = images[-recipes.NUM_VALIDATION :] if split == "validation" else images[:number]
+    return features(classifier, images)
 
 
-def distances(found: Tensor) -> dict[str, float]:
+def distances(found: Tensor, size: Size) -> dict[str, float]:
     """Return what features (N, d) score: FD to the test and to the validation images, precision and recall."""
-    test, device = real_features("test"), join().device
+    test, device = real_features("test", size.real), join().device
     return {
         "fd": frechet_distance(found, test),
         "fd_validation": frechet_distance(found, real_features("validation")),
@@ -69,13 +69,15 @@ def quality(name: Path | str, kind: str, size: Size, guidance: float | None = No
     device, y = join().device, labels_for(kind, size.judged)
     draw = load_sampler(name, size.steps, guidance, device=device)
     classifier = load_pretrained("classifier", device)
-    scores = [distances(features(classifier, to_uint8(draw(size.judged, seed, y)))) for seed in range(size.seeds)]
+    images = (to_uint8(draw(size.judged, seed, y)) for seed in range(size.seeds))
+    scores = [distances(features(classifier, each), size) for each in images]
     return {"measures": mean_and_spread(scores), "n": size.judged, "seeds": size.seeds, "sampler_steps": size.steps}
 
 
 def good(report: Report, out: Path, size: Size) -> None:
     """Train networks for about a minute each and measure their samples, beside the published ones."""
-    report.add("floor: 5,000 training images", lambda: distances(real_features("floor")))
+    real = partial(real_features, "train", size.judged)
+    report.add("floor: training images", lambda: distances(real(), size) | {"n": size.judged})
     for number, name in enumerate(GOOD):
         seconds = min(size.good_seconds, 0.75 * report.left() / (len(GOOD) - number))
         for loop in fastest(report.results, name, size.good_batch):

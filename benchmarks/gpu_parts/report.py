@@ -24,6 +24,7 @@ class Size:
     resumed_batch: int = 128
     drawn: int = 1000  # images a timing of a sampler draws
     judged: int = 5000  # images whose FD is measured
+    real: int = 10_000  # test images that they are held against
     seeds: int = 3
     good_batch: int = 512
     good_seconds: float = 60
@@ -34,7 +35,7 @@ class Size:
 
 TINY = Size(
     data=2200,
-    batches=(8, 4),
+    batches=(8,),
     seconds=0.01,
     rounds=2,
     compared=4,
@@ -43,6 +44,7 @@ TINY = Size(
     resumed_batch=8,
     drawn=8,
     judged=300,
+    real=1000,
     seeds=1,
     good_batch=8,
     good_seconds=0.5,
