@@ -137,7 +137,7 @@ def begin(name: str, loop: str, size: Size, batch: int, **recipe: int) -> tuple[
     torch.manual_seed(0)
     model = build(card)
     if "compiled" in loop:
-        backend = "inductor" if device.type == "cuda" else "aot_eager"
+        backend = "inductor" if device.type == "cuda" else "eager"
         model.forward = MethodType(torch.compile(type(model).forward, backend=backend), model)
     run = (GraphRun if "graph" in loop else Run)(model, loss, draw, card)
     if "compiled" in loop:
