@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import Compose, Lambda, RandomHorizontalFlip, ToPILImage, ToTensor
 
 from fmdiff_helpers.diffusion import add_noise
 from fmdiff_helpers.models.layers import linear_attention, sinusoids
@@ -86,6 +85,8 @@ class Pictures(Dataset):
     """Images one by one, through PIL and torchvision's transforms, as the original loads them."""
 
     def __init__(self, images: Tensor):
+        from torchvision.transforms import Compose, Lambda, RandomHorizontalFlip, ToPILImage, ToTensor
+
         self.images = images
         self.open = ToPILImage()
         self.transform = Compose([RandomHorizontalFlip(), ToTensor(), Lambda(lambda x: 2 * x - 1)])
