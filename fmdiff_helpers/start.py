@@ -13,7 +13,6 @@ import zipfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-CONTENT = Path("/content")  # where Colab keeps a session's files
 ROOT = Path(__file__).parents[1]
 
 
@@ -30,7 +29,7 @@ def unpack(root: Path) -> Path:
     Stop if the ZIP is damaged.
     """
     archive = next(path for path in (root, *root.parents) if path.is_file())
-    folder = CONTENT / "fmdiff"
+    folder = Path.cwd() / "fmdiff"  # Colab starts in /content
     try:
         zipfile.ZipFile(archive).extractall(folder)
     except (zipfile.BadZipFile, OSError, EOFError) as error:

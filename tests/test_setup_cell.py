@@ -51,11 +51,9 @@ def content(tmp_path):
     return tmp_path / "content"
 
 
-def repository(folder, content):
-    """Write what the cell needs of the repository into a folder, for a Colab whose files lie in `content`."""
+def repository(folder):
+    """Write what the cell needs of the repository into a folder."""
     shutil.copytree(ROOT / "fmdiff_helpers", folder / "fmdiff_helpers", ignore=shutil.ignore_patterns("__pycache__"))
-    start = folder / "fmdiff_helpers" / "start.py"
-    start.write_text(start.read_text().replace('"/content"', repr(str(content))))
     shutil.copy(ROOT / "pyproject.toml", folder)
     (folder / "notebooks").mkdir()
     return folder
@@ -89,7 +87,7 @@ def check_started(printed, says, folder):
 
 
 def test_a_folder_of_the_repository_is_found_and_nothing_is_asked(content):
-    folder = repository(content / "my-copy", content)
+    folder = repository(content / "my-copy")
     printed, says = run(content, {})
     check_started(printed, says, folder)
     assert "BUTTON" not in printed
@@ -100,21 +98,21 @@ def test_a_folder_of_the_repository_is_found_and_nothing_is_asked(content):
 def test_a_zip_is_found_and_unpacked(content, tmp_path, place, top):
     (content / place).mkdir(parents=True, exist_ok=True)
     (content / "other.zip").write_bytes(b"no ZIP at all")
-    zipped(repository(tmp_path / "copy", content), content / place / "copy.zip", top)
+    zipped(repository(tmp_path / "copy"), content / place / "copy.zip", top)
     printed, says = run(content, {})
     check_started(printed, says, content / "fmdiff" / top)
     assert "BUTTON" not in printed
 
 
 def test_without_both_it_asks_for_a_zip_and_says_which(content, tmp_path):
-    chosen = zipped(repository(tmp_path / "copy", content), tmp_path / "fmdiff.zip")
+    chosen = zipped(repository(tmp_path / "copy"), tmp_path / "fmdiff.zip")
     printed, says = run(content, {"fmdiff.zip": chosen})
     check_started(printed, says, content / "fmdiff")
     assert printed.index("Choose fmdiff.zip") < printed.index("BUTTON")
 
 
 def test_a_second_kernel_finds_what_the_first_has_unpacked(content, tmp_path):
-    chosen = zipped(repository(tmp_path / "copy", content), tmp_path / "fmdiff.zip")
+    chosen = zipped(repository(tmp_path / "copy"), tmp_path / "fmdiff.zip")
     run(content, {"fmdiff.zip": chosen})
     printed, says = run(content, {})
     check_started(printed, says, content / "fmdiff")
@@ -128,7 +126,7 @@ def check_stopped(printed, says, sentence):
 
 @pytest.mark.parametrize("case", ["cancelled", "another ZIP", "no ZIP", "cut off"])
 def test_what_is_no_zip_of_the_repository_ends_in_one_sentence(content, tmp_path, case):
-    whole = zipped(repository(tmp_path / "copy", content), tmp_path / "whole.zip")
+    whole = zipped(repository(tmp_path / "copy"), tmp_path / "whole.zip")
     (tmp_path / "text.zip").write_text("hello")
     (tmp_path / "cut.zip").write_bytes(whole.read_bytes()[:-500])
     other = zipped(tmp_path / "copy" / "notebooks", tmp_path / "other.zip")
@@ -143,7 +141,7 @@ def test_what_is_no_zip_of_the_repository_ends_in_one_sentence(content, tmp_path
 
 
 def test_a_damaged_zip_is_named(content, tmp_path):
-    copy = repository(tmp_path / "copy", content)
+    copy = repository(tmp_path / "copy")
     (copy / "zzz.bin").write_bytes(os.urandom(10_000))
     chosen = zipped(copy, tmp_path / "fmdiff.zip")
     data = bytearray(chosen.read_bytes())
@@ -155,7 +153,7 @@ def test_a_damaged_zip_is_named(content, tmp_path):
 
 
 def test_a_zip_cannot_write_outside_its_folder(content, tmp_path):
-    chosen = zipped(repository(tmp_path / "copy", content), tmp_path / "fmdiff.zip")
+    chosen = zipped(repository(tmp_path / "copy"), tmp_path / "fmdiff.zip")
     with zipfile.ZipFile(chosen, "a") as file:
         file.writestr("../../escaped.txt", "x")
     printed, says = run(content, {"fmdiff.zip": chosen})
@@ -164,7 +162,7 @@ def test_a_zip_cannot_write_outside_its_folder(content, tmp_path):
 
 
 def test_a_public_address_is_cloned_once_and_before_anything_else(content, tmp_path):
-    repository(tmp_path / "remote", content)
+    repository(tmp_path / "remote")
     git = tmp_path / "bin" / "git"
     git.parent.mkdir()
     git.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/log\ncp -r {tmp_path}/remote "$6"\n')
@@ -188,7 +186,7 @@ def test_without_a_network_an_address_ends_in_the_question_for_a_zip(content, tm
 
 
 def test_what_is_missing_is_installed_without_what_it_depends_on(content, tmp_path):
-    folder = repository(content / "copy", content)
+    folder = repository(content / "copy")
     project = folder / "pyproject.toml"
     project.write_text(project.read_text().replace('"einops>=0.8"', '"fmdiff-missing>=0.8"'))
     pip = tmp_path / "site" / "pip"
@@ -209,7 +207,7 @@ def test_elsewhere_it_says_how_to_start(content):
 
 
 def test_elsewhere_nothing_changes_where_the_package_can_be_imported(content):
-    folder = repository(content, content)
+    folder = repository(content)
     _, says = run(content, None)
     assert says["success"] and Path(says["package"]).parents[1] == folder and Path(says["folder"]) == content
 
