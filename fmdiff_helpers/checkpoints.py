@@ -4,6 +4,7 @@ The card says how to build the network, how it was trained and what it measured.
 """
 
 import hashlib
+import inspect
 import json
 import os
 from collections.abc import Callable
@@ -35,8 +36,8 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         partial.unlink(missing_ok=True)
 
 
-def build(card: dict) -> nn.Module:
-    """Build the network that a card names, untrained: {"network": "unet.UNet", "arguments": {"width": 32}}."""
+def network_of(card: dict) -> type[nn.Module]:
+    """Return the class that a card names, {"network": "unet.UNet"}; WeightsError where we have no such network."""
     module, _, name = card["network"].partition(".")
     try:
         network = getattr(import_module(f"fmdiff_helpers.models.{module}"), name, None)
@@ -46,6 +47,18 @@ def build(card: dict) -> nn.Module:
     ours = isinstance(network, type) and issubclass(network, nn.Module) and network.__module__.endswith(f".{module}")
     if not ours:
         raise WeightsError(f"network is {card['network']!r}; expected MODULE.CLASS of fmdiff_helpers.models")
+    return network
+
+
+def takes_labels(card: dict) -> bool:
+    """Tell whether a card's network is a denoiser that takes labels, by itself or because its `arguments` say so."""
+    usual = inspect.signature(network_of(card)).parameters.get("num_classes")
+    return "schedule" in card and usual is not None and card["arguments"].get("num_classes", usual.default) > 0
+
+
+def build(card: dict) -> nn.Module:
+    """Build the network that a card names, untrained: {"network": "unet.UNet", "arguments": {"width": 32}}."""
+    network = network_of(card)
     try:
         return network(**card["arguments"])
     except TypeError as error:

@@ -680,6 +680,18 @@ def test_the_kinds_names_may_stand_above_the_columns(tiny):
 # fmdiff sample, from a VAE and from a denoiser in its latent
 
 
+@pytest.mark.parametrize("network", ["patch_unet.PatchUNet", "unet.UNet"])
+def test_where_a_card_leaves_the_number_of_kinds_out_its_network_says_whether_it_takes_labels(tiny, network):
+    usual = {"network": network, "arguments": {"width": 8, "mults": [1, 2]}} | CHAIN
+    write_network(tiny / "usual" / "weights.safetensors", usual)
+    assert fmdiff("sample", "usual", "-n", "3", "--steps", "2", "--out", "x.npz").exit_code == 0
+    labels = leaderboard.labels_for("usual", 3)
+    if network == "unet.UNet":
+        assert "labels" not in np.load("x.npz") and labels is None
+    else:
+        assert np.load("x.npz")["labels"].tolist() == labels.tolist() == [0, 1, 2]
+
+
 def test_a_vae_draws_from_its_prior(latents):
     assert fmdiff("sample", "my_vae", "-n", "101", "--seed", "5", "-o", "x.npz").exit_code == 0
     with np.load("x.npz") as arrays:
