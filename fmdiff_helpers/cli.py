@@ -430,7 +430,7 @@ def evaluate(
         if not draws and chosen:
             raise ValueError(f"{name!r} draws nothing; leave --steps, --guidance, --guide and --interval out")
         if not (draws or encodes(card)):
-            found = accuracy(load_pretrained(name), *load_fashion_mnist("test"))
+            found = accuracy(load_pretrained(name, device), *load_fashion_mnist("test"))
             typer.echo(
                 json.dumps({"test_accuracy": found}) if as_json else f"{name}: {found:.2%} of the test images right"
             )
