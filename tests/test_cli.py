@@ -1386,7 +1386,7 @@ def test_an_autoencoder_and_a_denoiser_in_its_latent_are_trained_and_draw(small_
     assert result.exit_code == 0 and f"{Path(run)}: validation loss" in result.stdout
     assert (small_cards / folder / "weights.safetensors").read_bytes() == weights
     checksum = hashlib.sha256(weights).hexdigest()
-    assert checkpoints.read_card(run)["autoencoder"] == {"name": folder, "sha256": checksum}
+    assert checkpoints.read_card(run)["autoencoder"] == {"name": str(Path(folder).resolve()), "sha256": checksum}
     for name in [run, folder] if autoencoder == "vae" else [run]:
         assert fmdiff("sample", name, "-n", "3", "-o", "x.npz").exit_code == 0
         assert np.load("x.npz")["images"].shape == (3, 28, 28)
