@@ -1048,6 +1048,13 @@ def test_evaluate_says_how_many_test_images_a_classifier_gets_right(tiny, garmen
     assert json.loads(fmdiff("evaluate", "classifier", "--json").stdout) == {"test_accuracy": right}
 
 
+def test_evaluate_runs_a_classifier_on_the_device_of_this_process(tiny, garments, monkeypatch):
+    load, asked = checkpoints.load_pretrained, []
+    monkeypatch.setattr(checkpoints, "load_pretrained", lambda *given: asked.append(given) or load(*given))
+    assert fmdiff("evaluate", "classifier").exit_code == 0
+    assert asked == [("classifier", PartialState().device)]
+
+
 def test_evaluate_prints_a_table(tiny, garments):
     arguments = ["evaluate", "tiny", "-n", "210", "--seeds", "2", "--steps", "2"]
     found, result = json.loads(fmdiff(*arguments, "--json").stdout), fmdiff(*arguments)
