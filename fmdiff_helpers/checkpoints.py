@@ -4,6 +4,7 @@ The card says how to build the network, how it was trained and what it measured.
 """
 
 import hashlib
+import inspect
 import json
 import os
 from collections.abc import Callable
@@ -35,8 +36,8 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         partial.unlink(missing_ok=True)
 
 
-def build(card: dict) -> nn.Module:
-    """Build the network that a card names, untrained: {"network": "unet.UNet", "arguments": {"width": 32}}."""
+def network_of(card: dict) -> type[nn.Module]:
+    """Return the class that a card names, {"network": "unet.UNet"}; WeightsError where we have no such network."""
     module, _, name = card["network"].partition(".")
     try:
         network = getattr(import_module(f"fmdiff_helpers.models.{module}"), name, None)
@@ -46,14 +47,50 @@ def build(card: dict) -> nn.Module:
     ours = isinstance(network, type) and issubclass(network, nn.Module) and network.__module__.endswith(f".{module}")
     if not ours:
         raise WeightsError(f"network is {card['network']!r}; expected MODULE.CLASS of fmdiff_helpers.models")
+    return network
+
+
+def takes_labels(card: dict) -> bool:
+    """Tell whether a card's network is a denoiser that takes labels, by itself or because its `arguments` say so."""
+    usual = inspect.signature(network_of(card)).parameters.get("num_classes")
+    return "schedule" in card and usual is not None and card["arguments"].get("num_classes", usual.default) > 0
+
+
+def build(card: dict) -> nn.Module:
+    """Build the network that a card names, untrained: {"network": "unet.UNet", "arguments": {"width": 32}}."""
+    network = network_of(card)
     try:
         return network(**card["arguments"])
     except TypeError as error:
         raise WeightsError(f"{card['network']} cannot be built: {error}") from None
 
 
+def point_from(folder: Path, card: dict) -> dict:
+    """Return a card whose autoencoder, if it is a folder, is named by the way to it from `folder`, as "./../vae"."""
+    place = Path(card["autoencoder"]["name"]) if isinstance(card.get("autoencoder"), dict) else Path()
+    if not place.is_absolute():
+        return card
+    try:
+        way = Path(os.path.relpath(place.resolve(), folder.resolve())).as_posix()
+    except ValueError:  # on Windows: there is none from one drive to another
+        return card
+    return card | {"autoencoder": card["autoencoder"] | {"name": f"./{way}"}}
+
+
+def point_to(folder: Path, card: dict) -> dict:
+    """Return a card read in `folder` whose autoencoder is named by its absolute path: undo `point_from`."""
+    name = card["autoencoder"]["name"] if isinstance(card.get("autoencoder"), dict) else ""
+    if not name.startswith("./"):  # published; or, in cards of before, as it was typed
+        return card
+    return card | {"autoencoder": card["autoencoder"] | {"name": str((folder / name).resolve())}}
+
+
 def save_weights(path: Path, model: nn.Module, card: dict) -> None:
-    """Write the weights to `path`, a .safetensors file, and the card with their sha256 to a .json file beside it."""
+    """Write the weights to `path`, a .safetensors file, and the card with their sha256 to a .json file beside it.
+
+    There the autoencoder of a card is named by the way from this folder to it: both can be moved together.
+    """
+    card = point_from(path.parent, card)
     content = save({name: tensor.contiguous() for name, tensor in model.state_dict().items()})
     card = json.dumps(card | {"sha256": hashlib.sha256(content).hexdigest()}, indent=1) + "\n"
     write_atomically(path, lambda file: file.write_bytes(content))
@@ -78,7 +115,10 @@ def find_weights(name: str | Path) -> Path:
 
 
 def read_card(name: str | Path) -> dict:
-    """Return the card of a published network, or of a folder that a training wrote; WeightsError if there is none."""
+    """Return the card of a published network, or of a folder that a training wrote; WeightsError if there is none.
+
+    Where its autoencoder is a folder, it is named by its absolute path.
+    """
     path = find_weights(name).with_suffix(".json")
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
@@ -87,7 +127,7 @@ def read_card(name: str | Path) -> dict:
         raise WeightsError(f"{path} is missing or damaged ({error}); get the file again, or train anew") from None
     if missing or not isinstance(card, dict):
         raise WeightsError(f"{path} is no card: it lacks {', '.join(sorted(missing))}; get it again, or train anew")
-    return card
+    return point_to(path.parent, card)
 
 
 def load_pretrained(name: str | Path, device: torch.device | str = "cpu") -> nn.Module:

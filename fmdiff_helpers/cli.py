@@ -153,17 +153,17 @@ def load_trained(
 
     The first is what `load_sampler` returns, on this process's device. A VAE needs no steps.
     """
-    from fmdiff_helpers.checkpoints import read_card
+    from fmdiff_helpers.checkpoints import read_card, takes_labels
     from fmdiff_helpers.processes import join
     from fmdiff_helpers.recipes import load_sampler
 
     with plain_errors():
         card = read_card(name)
-        takes_labels = "schedule" in card and card["arguments"]["num_classes"] > 0
+        labelled = takes_labels(card)
         for option, value in (("--guide", guide), ("--interval", interval and "{} {}".format(*interval))):
             if value is not None and guidance is None:
                 raise ValueError(f"{option} is {value!r}; say with --guidance how far to lead")
-        if guidance is not None and not takes_labels:
+        if guidance is not None and not labelled:
             raise ValueError(f"--guidance is {guidance:g}, but {name!r} takes no labels to lead to; leave it out")
         if "beta" in card and num_steps is not None:
             raise ValueError(f"--steps is {num_steps}, but {name!r} draws in one step; leave --steps out")
@@ -176,7 +176,7 @@ def load_trained(
     check_steps(num_steps, name, T)
     if interval is not None and not 0 <= interval[0] <= interval[1] < T:
         raise fail(f"--interval is {interval[0]} {interval[1]}; expected two of the steps 0 to {T - 1}, in order", 2)
-    return draw, num_steps or T, takes_labels
+    return draw, num_steps or T, labelled
 
 
 def choose_labels(label: str | None, n: int, takes_labels: bool):
@@ -430,7 +430,7 @@ def evaluate(
         if not draws and chosen:
             raise ValueError(f"{name!r} draws nothing; leave --steps, --guidance, --guide and --interval out")
         if not (draws or encodes(card)):
-            found = accuracy(load_pretrained(name), *load_fashion_mnist("test"))
+            found = accuracy(load_pretrained(name, device), *load_fashion_mnist("test"))
             typer.echo(
                 json.dumps({"test_accuracy": found}) if as_json else f"{name}: {found:.2%} of the test images right"
             )

@@ -135,7 +135,12 @@ def validation_loss(
     loss_fn: Callable = simple_loss,
     bins: int = 10,
 ) -> dict[str, float | list[float]]:
-    """Return the mean of a loss on the validation grid and its means over `bins` equal ranges of t, low to high."""
+    """Return the mean of a loss on the validation grid and its means over `bins` equal ranges of t, low to high.
+
+    ValueError where there are fewer images than ranges.
+    """
+    if len(x0) < bins:
+        raise ValueError(f"x0 has {len(x0)} images; expected at least {bins}, one for each range of t: take more")
     t, eps = validation_grid(x0, schedule)
     with torch.no_grad():
         loss = loss_fn(model, x0, y, t, eps, schedule)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fmdiff_helpers.checkpoints import PUBLISHED, load_pretrained, read_card
+from fmdiff_helpers.checkpoints import PUBLISHED, load_pretrained, read_card, takes_labels
 from fmdiff_helpers.data import CLASS_NAMES, load_fashion_mnist, to_uint8
 from fmdiff_helpers.metrics import Judge, mean_and_spread
 from fmdiff_helpers.processes import join
@@ -55,8 +55,7 @@ def load_judge(device: torch.device | str = "cpu") -> Judge:
 
 def labels_for(name: str, n: int) -> Tensor | None:
     """Return n labels, all kinds in turn, for a network that takes labels; None for one that takes none."""
-    takes_labels = read_card(name)["arguments"].get("num_classes", 0)
-    return torch.arange(n) % len(CLASS_NAMES) if takes_labels else None
+    return torch.arange(n) % len(CLASS_NAMES) if takes_labels(read_card(name)) else None
 
 
 def clock(device: torch.device | str) -> float:
@@ -74,6 +73,7 @@ def measure_sampler(
 
     Among them `seconds`, to draw 1,000 images, by `clock`.
     """
+    draw(min(n, 10), seeds[0], None if y is None else y[:10])  # the first images take longer: a device gets ready
     measured = []
     for seed in seeds:
         start = clock(device)

@@ -33,7 +33,7 @@ def features(classifier: nn.Module, images: Tensor, shared: bool = False) -> Ten
 def agreement(classifier: nn.Module, found: Tensor, labels: Tensor) -> float:
     """Return the share of features (N, d) in which the classifier finds the label (N,)."""
     logits = classifier.head(found.to(classifier.head.weight))
-    return (logits.argmax(1) == labels.to(logits.device)).float().mean().item()
+    return (logits.argmax(1) == labels.to(logits.device)).cpu().double().mean().item()
 
 
 def accuracy(classifier: nn.Module, images: Tensor, labels: Tensor) -> float:

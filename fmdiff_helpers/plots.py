@@ -97,6 +97,7 @@ def curves(
     `spreads` holds the half-lengths of error bars, for each line or for some.
     """
     figure, (axis,) = new_figure(7, 3.6)
+    x = x.detach().cpu() if isinstance(x, Tensor) else x
     for name, line in lines.items():
         line = torch.as_tensor(line).detach().float().cpu()
         (drawn,) = axis.plot(x, line, marker=marker, label=name)
@@ -137,8 +138,8 @@ def balls(real: Tensor, drawn: Tensor, radius: Tensor) -> Figure:
     figure, (axis,) = new_figure(5, 5)
     for centre, reach in zip(real.tolist(), radius.tolist(), strict=True):
         axis.add_patch(plt.Circle(centre, reach, color=COLORS[0], alpha=0.12, linewidth=0))
-    axis.scatter(*real.T, color=COLORS[0], s=14, label="real")
-    axis.scatter(*drawn.T, color=COLORS[1], s=14, marker="x", label="drawn")
+    axis.scatter(*real.T.cpu(), color=COLORS[0], s=14, label="real")
+    axis.scatter(*drawn.T.cpu(), color=COLORS[1], s=14, marker="x", label="drawn")
     axis.set(aspect="equal")
     axis.legend()
     return figure
@@ -158,8 +159,8 @@ def schedule_curves(schedules: dict) -> Figure:
     dashes = ("-", "--", "-.", ":", (0, (6, 1)))  # so that equal schedules show both
     for (name, schedule), style in zip(schedules.items(), cycle(dashes), strict=False):
         progress = (torch.arange(schedule.T) + 1) / schedule.T
-        left.plot(progress, schedule.signal_scale, linestyle=style, label=name)
-        right.plot(progress, schedule.log_snr_db, linestyle=style, label=name)
+        left.plot(progress, schedule.signal_scale.cpu(), linestyle=style, label=name)
+        right.plot(progress, schedule.log_snr_db.cpu(), linestyle=style, label=name)
     left.set(xlabel="progress (t + 1) / T", ylabel="signal scale", title="How much of the picture is left")
     right.set(xlabel="progress (t + 1) / T", ylabel="SNR in dB", title="The same, as signal-to-noise ratio")
     right.set_ylim(-45, 45)

@@ -10,7 +10,7 @@ from accelerate.utils import reduce
 from torch import Tensor, nn
 
 from fmdiff_helpers import schedules
-from fmdiff_helpers.checkpoints import WeightsError, build, load_pretrained, read_card
+from fmdiff_helpers.checkpoints import WeightsError, build, find_weights, load_pretrained, read_card, takes_labels
 from fmdiff_helpers.data import describe_data, is_there, load_fashion_mnist, raw_folder, to_model
 from fmdiff_helpers.diffusion import add_noise, draw_noise, simple_loss, v_loss, validation_loss, x0_loss
 from fmdiff_helpers.guidance import drop_labels, guided
@@ -133,7 +133,7 @@ def load_guided(
     for what in ("schedule", "autoencoder"):
         if card.get(what) != there.get(what):
             raise ValueError(f"{what} of {guide!r} is {there.get(what)}; expected that of {name!r}, {card.get(what)}")
-    if not there["arguments"]["num_classes"]:
+    if not takes_labels(there):
         raise ValueError(f"the guide {guide!r} takes no labels; name one that does, as {name!r} does")
     return guided(model, w, interval, weak=load_denoiser(guide, device)[0]), schedule
 
@@ -347,13 +347,18 @@ def run_folder(name: str, epochs: float) -> Path:
 
 
 def describe_autoencoder(name: str, shape: tuple[int, ...]) -> dict[str, str]:
-    """Return what a denoiser's card says of its autoencoder; ValueError unless its latents have this shape."""
+    """Return what a denoiser's card says of its autoencoder: its name, or absolute folder, and its sha256.
+
+    ValueError unless its latents have this shape.
+    """
     found = read_card(name)
     if not encodes(found):
         raise ValueError(f"{name!r} is a {found['network'].split('.')[1]}; expected an autoencoder")
     if latent_shape(found) != shape:
         raise ValueError(f"latents of {name!r} are {latent_shape(found)}; expected {shape}, as the denoiser has them")
-    return {"name": name, "sha256": found["sha256"]}
+    weights = find_weights(name)
+    place = str(weights.parent.resolve()) if weights.name == "weights.safetensors" else name
+    return {"name": place, "sha256": found["sha256"]}
 
 
 def train_network(

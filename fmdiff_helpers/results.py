@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
-from fmdiff_helpers.checkpoints import save_weights
+from fmdiff_helpers.checkpoints import save_weights, takes_labels
 from fmdiff_helpers.data import CLASS_NAMES
 from fmdiff_helpers.export import save_figures
 from fmdiff_helpers.plots import image_grid, loss_curves
@@ -46,12 +46,12 @@ class Results:
         device, chain = join().device, []
         denoiser, schedule = as_denoiser(card, model, device)
         vae = load_autoencoder(card, device) if "autoencoder" in card else None
-        takes_labels = card["arguments"]["num_classes"] > 0
+        labelled = takes_labels(card)
         kinds = torch.arange(10)
-        names = CLASS_NAMES if takes_labels else ()
+        names = CLASS_NAMES if labelled else ()
 
         def sample(y: torch.Tensor, **options) -> torch.Tensor:
-            told = y if takes_labels else None
+            told = y if labelled else None
             return generate(denoiser, schedule, len(y), 0, self.num_steps, told, vae=vae, **options)
 
         last = sample(kinds, watch=chain.append)

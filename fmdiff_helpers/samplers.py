@@ -167,6 +167,8 @@ def in_batches(
     `accelerate launch` take a part of the batches each: all of them must make the call, and all get all N results.
     """
     n = len(inputs[0])
+    if not n:
+        raise ValueError("there are 0 inputs; expected at least 1: ask for at least one image")
     batch_size = batch_size or at_once(inputs[0].device)
     starts = range(0, n, batch_size)
     todo = [(start, min(start + batch_size, n)) for start in deal(starts, shared).values()]

@@ -680,6 +680,18 @@ def test_the_kinds_names_may_stand_above_the_columns(tiny):
 # fmdiff sample, from a VAE and from a denoiser in its latent
 
 
+@pytest.mark.parametrize("network", ["patch_unet.PatchUNet", "unet.UNet"])
+def test_where_a_card_leaves_the_number_of_kinds_out_its_network_says_whether_it_takes_labels(tiny, network):
+    usual = {"network": network, "arguments": {"width": 8, "mults": [1, 2]}} | CHAIN
+    write_network(tiny / "usual" / "weights.safetensors", usual)
+    assert fmdiff("sample", "usual", "-n", "3", "--steps", "2", "--out", "x.npz").exit_code == 0
+    labels = leaderboard.labels_for("usual", 3)
+    if network == "unet.UNet":
+        assert "labels" not in np.load("x.npz") and labels is None
+    else:
+        assert np.load("x.npz")["labels"].tolist() == labels.tolist() == [0, 1, 2]
+
+
 def test_a_vae_draws_from_its_prior(latents):
     assert fmdiff("sample", "my_vae", "-n", "101", "--seed", "5", "-o", "x.npz").exit_code == 0
     with np.load("x.npz") as arrays:
@@ -1036,6 +1048,13 @@ def test_evaluate_says_how_many_test_images_a_classifier_gets_right(tiny, garmen
     assert json.loads(fmdiff("evaluate", "classifier", "--json").stdout) == {"test_accuracy": right}
 
 
+def test_evaluate_runs_a_classifier_on_the_device_of_this_process(tiny, garments, monkeypatch):
+    load, asked = checkpoints.load_pretrained, []
+    monkeypatch.setattr(checkpoints, "load_pretrained", lambda *given: asked.append(given) or load(*given))
+    assert fmdiff("evaluate", "classifier").exit_code == 0
+    assert asked == [("classifier", PartialState().device)]
+
+
 def test_evaluate_prints_a_table(tiny, garments):
     arguments = ["evaluate", "tiny", "-n", "210", "--seeds", "2", "--steps", "2"]
     found, result = json.loads(fmdiff(*arguments, "--json").stdout), fmdiff(*arguments)
@@ -1374,7 +1393,7 @@ def test_an_autoencoder_and_a_denoiser_in_its_latent_are_trained_and_draw(small_
     assert result.exit_code == 0 and f"{Path(run)}: validation loss" in result.stdout
     assert (small_cards / folder / "weights.safetensors").read_bytes() == weights
     checksum = hashlib.sha256(weights).hexdigest()
-    assert checkpoints.read_card(run)["autoencoder"] == {"name": folder, "sha256": checksum}
+    assert checkpoints.read_card(run)["autoencoder"] == {"name": str(Path(folder).resolve()), "sha256": checksum}
     for name in [run, folder] if autoencoder == "vae" else [run]:
         assert fmdiff("sample", name, "-n", "3", "-o", "x.npz").exit_code == 0
         assert np.load("x.npz")["images"].shape == (3, 28, 28)

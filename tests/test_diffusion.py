@@ -505,6 +505,12 @@ def test_validation_is_the_same_at_each_call_and_leaves_global_random_numbers_al
     check_moments(eps, torch.zeros(2), torch.ones(2))
 
 
+def test_fewer_images_than_ranges_of_steps_are_an_error():
+    with pytest.raises(ValueError, match="x0 has 9 images; expected at least 10"):
+        validation_loss(lambda xt, t, y: xt, normal(9, 3), None, SCHEDULES["cosine"])
+    assert len(validation_loss(lambda xt, t, y: xt, normal(9, 3), None, SCHEDULES["cosine"], bins=9)["bins"]) == 9
+
+
 @pytest.mark.parametrize(("n", "bins"), [(1000, 10), (2000, 10), (200, 4), (200, 1), (50, 10)])
 def test_validation_loss_is_a_mean_over_all_steps_and_its_bins_are_means_from_low_steps_to_high(n, bins):
     """A model off by sqrt(t) has the loss t, whose mean is known for any range of steps."""

@@ -197,6 +197,13 @@ def test_where_no_step_is_in_the_interval_the_model_is_called_once():
     assert len(model.calls) == 3
 
 
+def test_without_an_interval_the_device_is_not_read():
+    """On "meta" there is nothing to read: what a GPU would be waited for is an error there."""
+    x, t, y = (part.to("meta") for part in batch(10, 1, 3, 3))
+    for w in (1.0, 2.0):
+        assert guided(guess, w)(x, t, y).shape == x.shape
+
+
 def test_in_the_interval_a_weaker_network_may_guide_too():
     x, t, y = batch(10, 1, 3, 3)
     found = guided(guess, 3.0, interval=(3, 6), weak=other_guess)(x, t, y)

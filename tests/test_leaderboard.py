@@ -80,12 +80,13 @@ def test_a_single_seed_has_no_spread(judge):
 
 @pytest.mark.parametrize("device", ["cpu", torch.device("cpu")])
 def test_seconds_are_those_of_drawing_alone_and_for_1000_images(judge, ticking, device):
-    """Here 2, 3 and 7 of them for 250 images, and 100 for each time they are judged."""
-    took = {0: 2, 1: 3, 2: 7}
+    """Here 2, 3 and 7 of them for 250 images, 100 for each time they are judged, and 1,000 for the first images."""
+    took, drawn = {0: 2, 1: 3, 2: 7}, []
 
     def draw(n: int, seed: int, y) -> torch.Tensor:
-        assert n == 250 and y is None
-        ticking.now += took[seed]
+        assert n == (250 if drawn else 10) and y is None
+        ticking.now += took[seed] if drawn else 1000
+        drawn.append(seed)
         return torch.zeros(n, 1, 28, 28)
 
     def measure(images, labels):
@@ -95,7 +96,7 @@ def test_seconds_are_those_of_drawing_alone_and_for_1000_images(judge, ticking, 
 
     found = measure_sampler(SimpleNamespace(measure=measure), draw, 250, (0, 1, 2), device=device)
     assert found == {"fd": (1.0, 0.0), "seconds": pytest.approx((4 * 4, 4 * 7**0.5))}
-    assert set(ticking.asked) == {device}
+    assert set(ticking.asked) == {device} and drawn == [0, 0, 1, 2]
 
 
 @pytest.mark.parametrize("index", ["", ":0"])

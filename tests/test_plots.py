@@ -1,5 +1,7 @@
 """The claims of fmdiff_helpers.plots: pictures show the numbers they were given, on one scale, and leave no trace."""
 
+from types import SimpleNamespace
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -491,3 +493,26 @@ def test_a_figure_as_a_frame_says_where_its_points_are():
     assert len(np.unique(frame.reshape(-1, 3), axis=0)) <= 64
     assert all(frame[round(y), round(x)].max() < 50 for x, y in places)
     assert places[2, 1] < places[0, 1]  # higher up in the figure, nearer to the first row
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor that NumPy cannot have before it is on the CPU, as on a GPU."""
+
+    def __array__(self, *_, **__):
+        raise TypeError("can't convert cuda:0 device type tensor to numpy")
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+
+def test_lines_balls_and_schedules_may_be_on_a_device():
+    x, points = torch.arange(4.0).as_subclass(Elsewhere), torch.rand(4, 2).as_subclass(Elsewhere)
+    with pytest.raises(TypeError):
+        np.asarray(x)
+    line = curves(x, {"line": x}, "x", "y").axes[0].lines[0]
+    assert line.get_xydata().tolist() == [[k, k] for k in range(4)]
+    real, drawn = balls(points, points + 1, x).axes[0].collections
+    assert_allclose(real.get_offsets(), points.tolist())
+    assert_allclose(drawn.get_offsets(), (points + 1).tolist())
+    left, right = schedule_curves({"one": SimpleNamespace(T=4, signal_scale=x, log_snr_db=x)}).axes
+    assert left.lines[0].get_ydata().tolist() == right.lines[0].get_ydata().tolist() == [0, 1, 2, 3]

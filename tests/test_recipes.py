@@ -1,6 +1,7 @@
 """The claims of fmdiff_helpers.recipes: cards that build, honest validation, the same network from the same seed."""
 
 import hashlib
+import json
 import math
 import re
 import statistics
@@ -1122,6 +1123,43 @@ def test_a_denoiser_of_latents_takes_the_published_autoencoder_unless_told_other
     recipes.train_network(denoiser, tmp_path, **SMALL)
     assert read_card(tmp_path)["autoencoder"] == {"name": autoencoder, "sha256": read_card(autoencoder)["sha256"]}
     assert CARDS[denoiser]["autoencoder"] == autoencoder, "the card itself stays as it is"
+
+
+def test_a_denoiser_finds_its_autoencoder_from_any_folder_and_where_both_were_moved(small, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    saved("vae", Path("runs/vae"), seed=1)
+    expected = load_pretrained(Path("runs/vae"))
+    recipes.train_network("latent_unet", "runs/unet", autoencoder="runs/vae", **SMALL)
+    written = json.loads(Path("runs/unet/weights.json").read_text())["autoencoder"]
+    assert written == {"name": "./../vae", "sha256": read_card("runs/vae")["sha256"]}
+    monkeypatch.chdir(tmp_path / "other")
+    assert same_weights(load_autoencoder(read_card("../here/runs/unet")), expected)
+    # The same training from another folder goes on: here it has ended, and takes no further step.
+    recipes.train_network("latent_unet", "../here/runs/unet", autoencoder="../here/runs/vae", **SMALL)
+    (tmp_path / "here" / "runs").rename(tmp_path / "other" / "moved")
+    assert same_weights(load_autoencoder(read_card("moved/unet")), expected)
+
+
+def test_a_card_that_names_its_autoencoder_as_it_was_typed_goes_on_working(small, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    vae = saved("vae", Path("vaes/mine"), seed=1)
+    about = {"name": "vaes/mine", "sha256": read_card("vaes/mine")["sha256"]}
+    saved("latent_unet", Path("unet"), autoencoder=about)
+    assert read_card("unet")["autoencoder"] == about
+    assert same_weights(load_autoencoder(read_card("unet")), vae)
+
+
+def test_where_there_is_no_way_to_an_autoencoder_its_absolute_path_is_written(small, tmp_path, monkeypatch):
+    def other_drive(path, start):
+        raise ValueError("path is on mount 'D:', start on mount 'C:'")
+
+    saved("vae", tmp_path / "vae", seed=1)
+    about = {"name": str(tmp_path / "vae"), "sha256": read_card(tmp_path / "vae")["sha256"]}
+    monkeypatch.setattr(checkpoints.os.path, "relpath", other_drive)
+    saved("latent_unet", tmp_path / "unet", autoencoder=about)
+    assert json.loads((tmp_path / "unet" / "weights.json").read_text())["autoencoder"] == about
 
 
 def test_a_run_in_one_latent_does_not_go_on_in_another(small, tmp_path):

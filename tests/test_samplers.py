@@ -920,3 +920,9 @@ def test_images_from_latents_carry_no_gradient_even_of_a_vae_in_training(vae):
     learning = copy.deepcopy(vae).requires_grad_(True)
     assert not sample_prior(learning, 2).requires_grad
     assert not generate(lambda xt, t, y: 0.5 * xt, UNEVEN, 2, vae=learning).requires_grad
+
+
+def test_no_images_at_all_are_an_error_that_says_so(vae):
+    for draw in (lambda: generate(lambda xt, t, y: xt, UNEVEN, 0), lambda: sample_prior(vae, 0)):
+        with pytest.raises(ValueError, match="0 inputs; expected at least 1"):
+            draw()
