@@ -1,4 +1,4 @@
-.PHONY: setup lint test notebooks requirements colab zip clean
+.PHONY: setup lint test notebooks requirements colab colab-like zip clean
 
 setup:  ## install everything, and let git show a notebook's diff as text
 	uv sync --all-groups
@@ -19,6 +19,9 @@ requirements:  ## export the fixed versions for pip users
 
 colab:  ## make colab REPO=OWNER/NAME: write the public address into badges and setup cells
 	uv run python tools/colab.py "$(if $(filter undefined,$(origin REPO)),$(error say REPO=OWNER/NAME),$(REPO))"
+
+colab-like:  ## run all lessons as on Colab: its versions, the ZIP, a stub of google.colab
+	uv run python tools/colab_like.py
 
 zip:  ## write fmdiff.zip, which a lesson on Colab asks for
 	uv run python tools/archive.py
