@@ -116,13 +116,14 @@ class Run:
         batch = images.index_select(0, index)  # five times as fast as images[index] on a CPU
         return batch if batch.is_floating_point() else to_model(batch), labels[index]
 
-    def train_step(self, x0: Tensor, y: Tensor) -> Tensor:
-        """Take one step down the loss of a batch; return the loss, still on the device.
-
-        Each step has random numbers of its own, so that any machine can go on.
-        """
+    def draw_step(self, x0: Tensor) -> tuple[Tensor, ...]:
+        """Return the random numbers of this step, its own whatever was drawn before: any machine can go on with it."""
         self.generator.manual_seed(1_000_003 * (self.recipe["seed"] + 1) + self.step)
-        drawn = self.draw(x0, self.generator)
+        return self.draw(x0, self.generator)
+
+    def train_step(self, x0: Tensor, y: Tensor) -> Tensor:
+        """Take one step down the loss of a batch; return the loss, still on the device."""
+        drawn = self.draw_step(x0)
         course = (self.recipe[key] for key in ("steps", "warmup", "cycles", "floor"))
         share = learning_rate(self.step, *course)
         for group in self.optimizer.param_groups:

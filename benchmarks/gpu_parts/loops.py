@@ -109,7 +109,7 @@ class GraphRun(Run):
 
     def train_step(self, x0: Tensor, y: Tensor) -> Tensor:
         """Take one step down the loss of a batch; return the loss, still on the device."""
-        values = (x0, y, *self.draw(x0, self.generator))
+        values = (x0, y, *self.draw_step(x0))
         course = (self.recipe[key] for key in ("steps", "warmup", "cycles", "floor"))
         self.rate.fill_(self.recipe["lr"] * learning_rate(self.step, *course))
         if not self.inputs:
