@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -236,4 +237,7 @@ def test_the_zip_holds_what_lessons_need_and_the_same_bytes_each_time(tmp_path):
         assert b"image/png" not in file.read("notebooks/01_forward_noising.ipynb")
     weights = {path.relative_to(ROOT).as_posix() for path in (ROOT / "data" / "weights").iterdir()}
     assert weights | {"fmdiff_helpers/start.py", "data/leaderboard.json", "pyproject.toml"} <= set(names)
+    lessons = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "notebooks").glob("*.ipynb"))
+    read = set(re.findall(r"\.\./([\w/]+\.json)", lessons))
+    assert "benchmarks/quality.json" in read and read <= set(names)
     assert not [name for name in names if name.startswith(("tests", "figures", "data/FashionMNIST", ".git"))]

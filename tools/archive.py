@@ -2,8 +2,8 @@
 
 python tools/archive.py [FILE]     fmdiff.zip without an argument
 
-It holds the lessons without their outputs, the package, the published networks (lessons load all of them) and the
-stored leaderboard. The same files give the same ZIP, byte for byte.
+It holds the lessons without their outputs, the package, the published networks (lessons load all of them), and the
+stored results that lessons show. The same files give the same ZIP, byte for byte.
 """
 
 import subprocess
@@ -16,7 +16,7 @@ import nbformat
 from fmdiff_helpers.checkpoints import write_atomically
 
 ROOT = Path(__file__).parents[1]
-PARTS = ("notebooks/*.ipynb", "fmdiff_helpers", "data", "pyproject.toml", "README.md", "LICENSE")
+PARTS = ("notebooks/*.ipynb", "fmdiff_helpers", "data", "benchmarks/*.json", "pyproject.toml", "README.md", "LICENSE")
 LONG_AGO = (1980, 1, 1, 0, 0, 0)  # the earliest time that a ZIP can hold
 
 
