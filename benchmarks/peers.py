@@ -1,7 +1,8 @@
 """Other people's networks on Fashion-MNIST, trained and sampled as their own examples do it, from their own packages.
 
 Each `Peer` trains for a number of processor seconds and then draws. Their batches come by index from one tensor, as
-ours do, not through their slower loaders; what else differs from the example stands in its docstring.
+ours do, not through their slower loaders; what else differs from the example stands in its docstring. A package is
+imported where its peer is built, so that one can be measured where the others are not installed.
 """
 
 import time
@@ -9,12 +10,6 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from denoising_diffusion_pytorch import GaussianDiffusion
-from denoising_diffusion_pytorch import Unet as LucidUnet
-from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
-from ema_pytorch import EMA
-from smalldiffusion import DiT, Scaled, ScheduleDDPM, ScheduleLogLinear, Unet, samples
-from smalldiffusion.diffusion import Schedule, generate_train_sample
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -42,7 +37,7 @@ class SmallDiffusion:
 
     evaluations = 20
 
-    def __init__(self, images: Tensor, labels: Tensor, network: nn.Module, schedule: Schedule, lr: float, decay: float):
+    def __init__(self, images: Tensor, labels: Tensor, network: nn.Module, schedule: object, lr: float, decay: float):
         self.images, self.labels, self.network, self.schedule = images, labels, network, schedule
         self.averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay))
         self.optimizer = torch.optim.AdamW(network.parameters(), lr=lr)
@@ -53,6 +48,8 @@ class SmallDiffusion:
 
     def train(self, seconds: float) -> int:
         """Train for so many processor seconds and return how many images were seen."""
+        from smalldiffusion.diffusion import generate_train_sample
+
         seen = 0
         self.network.train()
         for x0, _ in batches_for(seconds, self.images, self.labels, flip=True):
@@ -66,6 +63,8 @@ class SmallDiffusion:
 
     def draw(self, n: int, seed: int) -> tuple[Tensor, None]:
         """Return n images (n, 1, 28, 28) in [-1, 1]; it takes no labels."""
+        from smalldiffusion import samples
+
         parts, noise = [], torch.randn((n, 1, 28, 28), generator=torch.Generator().manual_seed(seed))
         sigmas = self.schedule.sample_sigmas(self.evaluations)
         for part in noise.split(250):
@@ -76,6 +75,8 @@ class SmallDiffusion:
 
 def small_unet(images: Tensor, labels: Tensor) -> SmallDiffusion:
     """Return smalldiffusion's U-Net of examples/fashion_mnist_unet.py."""
+    from smalldiffusion import Scaled, ScheduleLogLinear, Unet
+
     network = Scaled(Unet)(28, 1, 1, ch=64, ch_mult=(1, 1, 2), attn_resolutions=(14,))
     schedule = ScheduleLogLinear(sigma_min=0.01, sigma_max=20, N=800)
     return SmallDiffusion(images, labels, network, schedule, lr=7e-4, decay=0.999)
@@ -83,6 +84,8 @@ def small_unet(images: Tensor, labels: Tensor) -> SmallDiffusion:
 
 def small_dit(images: Tensor, labels: Tensor) -> SmallDiffusion:
     """Return smalldiffusion's transformer of examples/fashion_mnist_dit.py."""
+    from smalldiffusion import DiT, ScheduleDDPM
+
     network = DiT(in_dim=28, channels=1, patch_size=2, depth=6, head_dim=32, num_heads=6, mlp_ratio=4.0)
     return SmallDiffusion(images, labels, network, ScheduleDDPM(), lr=1e-3, decay=0.99)
 
@@ -97,7 +100,11 @@ class CourseUNet:
     evaluations = 20
 
     def __init__(self, images: Tensor, labels: Tensor):
+        from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
+
         self.images, self.labels = images, labels
+        betas = {"num_train_timesteps": 1000, "beta_schedule": "squaredcos_cap_v2"}
+        self.noising, self.ddim = DDPMScheduler(**betas), DDIMScheduler(**betas)
         self.embed = nn.Embedding(10, 4)
         self.network = UNet2DModel(
             sample_size=28,
@@ -108,7 +115,6 @@ class CourseUNet:
             down_block_types=("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
             up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
         )
-        self.betas = {"num_train_timesteps": 1000, "beta_schedule": "squaredcos_cap_v2"}
         self.optimizer = torch.optim.Adam([*self.network.parameters(), *self.embed.parameters()], lr=1e-3)
 
     def networks(self) -> list[nn.Module]:
@@ -122,12 +128,12 @@ class CourseUNet:
 
     def train(self, seconds: float) -> int:
         """Train for so many processor seconds and return how many images were seen."""
-        scheduler, seen = DDPMScheduler(**self.betas), 0
+        seen = 0
         self.network.train()
         for x0, y in batches_for(seconds, self.images, self.labels, flip=False):
             t, eps = torch.randint(1000, (len(x0),)), torch.randn_like(x0)
             self.optimizer.zero_grad()
-            F.mse_loss(self.predict(scheduler.add_noise(x0, eps, t), t, y), eps).backward()
+            F.mse_loss(self.predict(self.noising.add_noise(x0, eps, t), t, y), eps).backward()
             self.optimizer.step()
             seen += len(x0)
         return seen
@@ -136,12 +142,12 @@ class CourseUNet:
     def draw(self, n: int, seed: int) -> tuple[Tensor, Tensor]:
         """Return n images (n, 1, 28, 28) in [-1, 1] and their labels."""
         self.network.eval()
-        scheduler, parts, y = DDIMScheduler(**self.betas), [], torch.arange(n) % 10
-        scheduler.set_timesteps(self.evaluations)
+        parts, y = [], torch.arange(n) % 10
+        self.ddim.set_timesteps(self.evaluations)
         noise = torch.randn((n, 1, 28, 28), generator=torch.Generator().manual_seed(seed))
         for x, labels in zip(noise.split(250), y.split(250), strict=True):
-            for t in scheduler.timesteps:
-                x = scheduler.step(self.predict(x, t, labels), t, x).prev_sample
+            for t in self.ddim.timesteps:
+                x = self.ddim.step(self.predict(x, t, labels), t, x).prev_sample
             parts.append(x.clamp(-1, 1))
         return torch.cat(parts), y
 
@@ -156,8 +162,11 @@ class LucidUNet:
     evaluations = 20
 
     def __init__(self, images: Tensor, labels: Tensor):
+        from denoising_diffusion_pytorch import GaussianDiffusion, Unet
+        from ema_pytorch import EMA
+
         self.images, self.labels = images, labels
-        network = LucidUnet(28, dim_mults=(1, 2, 4), channels=1)
+        network = Unet(28, dim_mults=(1, 2, 4), channels=1)
         self.diffusion = GaussianDiffusion(network, image_size=28, sampling_timesteps=self.evaluations)
         self.optimizer = torch.optim.Adam(self.diffusion.parameters(), lr=1e-4, betas=(0.9, 0.99))
         self.averaged = EMA(self.diffusion, beta=0.995, update_every=10)

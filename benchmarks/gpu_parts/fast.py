@@ -130,18 +130,18 @@ def annotated(images: Tensor, labels: Tensor, batch: int, shipped: bool = False)
 
 def course_unet(images: Tensor, labels: Tensor, batch: int) -> Callable[[], None]:
     """Return what trains diffusers' UNet2DModel, as `peers.CourseUNet` sets it up, for a step."""
-    from peers import CourseUNet, DDPMScheduler
+    from peers import CourseUNet
 
     peer, device = CourseUNet(images, labels), images.device
     for network in peer.networks():
         network.to(device).train()
-    scheduler, source = DDPMScheduler(**peer.betas), by_index(images, labels, batch)
+    source = by_index(images, labels, batch)
 
     def step() -> None:
         x0, y = next(source)
         t, eps = torch.randint(1000, (batch,), device=device), torch.randn_like(x0)
         peer.optimizer.zero_grad()
-        F.mse_loss(peer.predict(scheduler.add_noise(x0, eps, t), t, y), eps).backward()
+        F.mse_loss(peer.predict(peer.noising.add_noise(x0, eps, t), t, y), eps).backward()
         peer.optimizer.step()
 
     return step
