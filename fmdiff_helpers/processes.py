@@ -19,10 +19,10 @@ def join() -> PartialState:
 
 
 def at_once(device: torch.device) -> int:
-    """Return how many images a network should see at once on a device: 100 on a CPU, else 500."""
+    """Return how many images a network should see at once on a device: 100 on a CPU, 2,000 on CUDA, else 500."""
     # 100 images stay in the cache of a CPU core: with 500 at once, networks on pixels take 9 to 13 % longer, those on
     # latents 5 to 8 % less (benchmarks/tricks.py); and fewer at once are dealt more evenly.
-    return 100 if device.type == "cpu" else 500
+    return {"cpu": 100, "cuda": 2000}.get(device.type, 500)
 
 
 def deal(parts: Iterable, shared: bool) -> dict[int, object]:

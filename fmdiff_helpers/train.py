@@ -88,7 +88,7 @@ class Run:
         )
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         # Parameters only. Averaging buffers too would slowly corrupt the tables that some projects keep there.
-        self.ema = AveragedModel(self.plain, multi_avg_fn=self.average, use_buffers=False)
+        self.ema = AveragedModel(self.plain, use_buffers=False)
         # The average is what counts in the end, so validation measures it in float32.
         self.accelerator.unwrap_model(self.ema.module, keep_fp32_wrapper=False)
         self.ema.eval()
@@ -96,10 +96,12 @@ class Run:
         self.step, self.epoch, self.seconds, self.history = 0, None, 0.0, []
         self.remember()
 
-    def average(self, averaged: list[Tensor], current: list[Tensor], _: Tensor) -> None:
+    def average(self) -> None:
         """Move the averaged parameters a little towards the current ones; faster at first, to forget the start."""
-        decay = min(self.recipe["ema_decay"], (1 + self.step) / (10 + self.step))
-        # One call for all weights gains nothing on a CPU; a GPU gets one instruction in place of hundreds.
+        decay = min(self.recipe["ema_decay"], (1 + self.step) / (10 + self.step)) if self.step > 1 else 0.0
+        averaged, current = ([p.detach() for p in model.parameters()] for model in (self.ema.module, self.plain))
+        # One call for all weights gains nothing on a CPU; a GPU gets one instruction in place of hundreds. And
+        # AveragedModel's own update waits at every step until the GPU has done all (benchmarks/gpu.py).
         torch._foreach_lerp_(averaged, current, 1 - decay)
 
     def share(self, batch: Tensor) -> Tensor:
@@ -134,7 +136,7 @@ class Run:
         self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe["clip"])
         self.optimizer.step()
         self.step += 1
-        self.ema.update_parameters(self.plain)
+        self.average()
         return loss.detach()
 
     def validation(self, validate: Callable) -> dict:

@@ -13,6 +13,7 @@ from fmdiff_helpers import checkpoints, recipes, samplers
 from fmdiff_helpers.processes import join
 from fmdiff_helpers.recipes import train_network
 from fmdiff_helpers.results import Results
+from fmdiff_helpers.train import DEFAULTS
 from gpu_parts.report import Report, Size
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,25 +26,34 @@ def training_cell(path: Path) -> str:
     return next(source for source in sources if 'epochs == "auto"' in source and "train_network(" in source)
 
 
-def lesson_seconds(path: Path, seconds: float, size: Size) -> dict:
-    """Run a lesson's training cell, each of its trainings for so many seconds at most, and say how long all take."""
+def whole(seen: list[tuple[float, int]], every: int, steps: int) -> float:
+    """Return the seconds of a training from its beginning, (seconds, step) of points of which the second validates."""
+    if len(seen) < 3:
+        return seen[-1][0]
+    (first, _), (second, start), (third, end) = seen[:3]
+    step, validation = (third - second) / (end - start), (second - first) - (third - second)
+    return first + step * (steps - seen[0][1]) + max(0.0, validation) * (steps / every)
+
+
+def lesson_seconds(path: Path, size: Size) -> dict:
+    """Run a lesson's training cell, 150 steps of each of its trainings, and say how long all would take."""
     trained, device = {}, join().device.type
 
     def timed_training(name: str, folder: Path | str, report: Callable, **options: object) -> tuple:
         start = time.monotonic()
-        seen = []  # (seconds, step) at each point of the loss curve
+        seen = []  # (seconds, step) at each point of the loss curve, after 50, 100 and 150 steps
 
         def until(history: list[dict]) -> None:
             report(history)
             seen.append((time.monotonic() - start, history[-1]["step"]))
-            if seen[-1][0] > seconds and any("validation" in point for point in history):
+            if len(seen) == 3:
                 raise KeyboardInterrupt
 
-        found = train_network(name, folder, until, **options)
+        every, steps = options.get("every", DEFAULTS["every"]), options["steps"]
+        found = train_network(name, folder, until, **options | {"every": 100})
         spent, step = seen[-1]
-        warm = (spent - seen[0][0]) / max(1, step - seen[0][1])  # the first steps wait for the device to get ready
-        whole = spent + warm * (options["steps"] - step)
-        trained[name] = {"seconds": whole, "steps": options["steps"], "timed_seconds": spent, "timed_steps": step}
+        estimate = {"seconds": whole(seen, every, steps), "steps": steps, "every": every}
+        trained[name] = estimate | {"timed_seconds": spent, "timed_steps": step}
         return found
 
     names = {**vars(samplers), **vars(recipes), **vars(checkpoints), "Path": Path, "torch": torch, "Results": Results}
@@ -53,11 +63,10 @@ def lesson_seconds(path: Path, seconds: float, size: Size) -> dict:
 
 
 def lessons(report: Report, out: Path, size: Size) -> None:
-    """Time the training cells of the lessons; where there is no time for all of it, from their beginnings."""
+    """Time the training cells of the lessons from their beginnings."""
     paths = sorted((ROOT / "notebooks").glob("0[2-7]_*.ipynb"))
     os.environ["FMDIFF_DATA"] = str(Path(os.environ.get("FMDIFF_DATA") or ROOT / "data").resolve())
     (out / "lessons").mkdir(parents=True, exist_ok=True)
     os.chdir(out / "lessons")  # that is where they leave what they train
-    for number, path in enumerate(paths):
-        seconds = report.left() / (len(paths) + 1 - number)  # the last one trains two networks
-        report.add(path.stem, partial(lesson_seconds, path, seconds, size))
+    for path in paths:
+        report.add(path.stem, partial(lesson_seconds, path, size))

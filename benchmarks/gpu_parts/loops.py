@@ -119,7 +119,7 @@ class GraphRun(Run):
             place.copy_(value)
         loss = self.replay()
         self.step += 1
-        self.ema.update_parameters(self.plain)
+        self.average()
         return loss
 
 

@@ -1,7 +1,7 @@
 """Measure lesson 02's choices: attention, target and loss at equal training time; its sampler against the original's.
 
-uv run python benchmarks/transformers.py train NAME     one network by name, in the time of `LINEAR_STEPS`
-uv run python benchmarks/transformers.py measure NAME   one exhibit, into the card of the published network
+uv run python benchmarks/transformer_choices.py train NAME     one network by name, in the time of `LINEAR_STEPS`
+uv run python benchmarks/transformer_choices.py measure NAME   one exhibit, into the card of the published network
 
 Names: those of `VARIANTS`, trained here; "right", the published network, and "fed back", the same in the original's
 loop.
