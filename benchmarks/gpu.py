@@ -1,11 +1,12 @@
 """Prove on a GPU what only a GPU can prove: that all is correct there, how fast it is, and how good in a minute.
 
-python benchmarks/gpu.py [--parts correct fast good lessons] [--out FOLDER] [--minutes 8]    writes FOLDER/gpu.json
+python benchmarks/gpu.py [--parts PART ...] [--out FOLDER] [--minutes 8]    writes FOLDER/gpu.json
 python benchmarks/gpu.py --rehearse        the same at a tiny size on the processor, where no number means anything
 
 The parts, each in a process of its own, with its share of the minutes:
 correct   every network on the GPU against the processor, in float32; bf16 steps; a training resumed, also without GPU
 fast      images a second of whole training loops, ours and others', beside the ceilings of the machine; of sampling
+slowest   where the training that is furthest from its ceiling spends its time
 good      networks trained for about a minute each, with their weights in FOLDER, and how good their samples are
 lessons   the training cells of the lessons, with epochs = "auto"
 It needs no installation: PyTorch, accelerate, einops, safetensors, tqdm and the working tree do. After each measurement
@@ -28,7 +29,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gpu_parts.correct import correct
-from gpu_parts.fast import fast
+from gpu_parts.fast import fast, slowest
 from gpu_parts.good import good
 from gpu_parts.lessons import lessons
 from gpu_parts.report import TINY, TINY_VALIDATION, Report, Size, faults
@@ -39,7 +40,8 @@ from fmdiff_helpers.checkpoints import write_atomically
 from fmdiff_helpers.data import describe_data, load_fashion_mnist
 from fmdiff_helpers.train import best_precision
 
-PARTS = {"correct": 2, "fast": 4, "good": 5, "lessons": 1}  # part -> its share; what it leaves goes to the others
+# Part -> its share of the minutes; what it leaves goes to the others.
+PARTS = {"correct": 2, "fast": 4, "slowest": 0.5, "good": 6, "lessons": 1}
 LATE = 30  # seconds that a part may take longer than its share: what has begun is finished
 
 
@@ -63,7 +65,7 @@ def run_part(part: str, out: Path, minutes: float, size: Size) -> None:
         recipes.load_fashion_mnist = lambda *where: tuple(values[: size.data] for values in load_fashion_mnist(*where))
         recipes.NUM_VALIDATION = TINY_VALIDATION
     report = Report(out, part, minutes, circumstances(size))
-    {"correct": correct, "fast": fast, "good": good, "lessons": lessons}[part](report, out, size)
+    {"correct": correct, "fast": fast, "slowest": slowest, "good": good, "lessons": lessons}[part](report, out, size)
 
 
 def run_parts(parts: list[str], out: Path, minutes: float, options: list[str]) -> None:

@@ -15,18 +15,18 @@ class Size:
     """How much of everything."""
 
     data: int = 60_000  # training images, the validation images among them
-    batches: tuple[int, ...] = (512, 128, 2048)
+    batches: tuple[int, ...] = (512, 256, 128, 2048)
     seconds: float = 0.15  # of a round of timing
     rounds: int = 3
     compared: int = 64  # images on which GPU and processor are compared
     steps: int = 20  # of a sampler
-    resumed: int = 100  # steps of the training that is interrupted
+    resumed: int = 60  # steps of the training that is interrupted
     resumed_batch: int = 128
-    drawn: int = 1000  # images a timing of a sampler draws
+    drawn: int = 2000  # images a timing of a sampler draws
     judged: int = 5000  # images whose FD is measured
     real: int = 10_000  # test images that they are held against
     seeds: int = 3
-    good_batch: int = 512
+    good_batch: int = 256
     good_seconds: float = 60
     matrix: int = 8192
     copied: int = 2**30  # bytes
