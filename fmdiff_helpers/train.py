@@ -103,6 +103,8 @@ class Run:
         # One call for all weights gains nothing on a CPU; a GPU gets one instruction in place of hundreds. And
         # AveragedModel's own update waits at every step until the GPU has done all (benchmarks/gpu.py).
         torch._foreach_lerp_(averaged, current, 1 - decay)
+        for kept, now in zip(self.ema.module.buffers(), self.plain.buffers(), strict=True):
+            kept.copy_(now)
 
     def share(self, batch: Tensor) -> Tensor:
         """Return this process's part of a batch."""
