@@ -22,6 +22,7 @@ def at_once(device: torch.device) -> int:
     """Return how many images a network should see at once on a device: 100 on a CPU, 2,000 on CUDA, else 500."""
     # 100 images stay in the cache of a CPU core: with 500 at once, networks on pixels take 9 to 13 % longer, those on
     # latents 5 to 8 % less (benchmarks/tricks.py); and fewer at once are dealt more evenly.
+    # On a GPU more at once are faster, as it waits for the processor to start the operations (benchmarks/gpu.py).
     return {"cpu": 100, "cuda": 2000}.get(device.type, 500)
 
 

@@ -35,6 +35,15 @@ def test_results_are_written_after_each_measurement_and_failures_are_results(tmp
     assert faults(report.results | ended) == ["fast: two", "fast: wrong", "good ended with status 1; see good.log"]
 
 
+def test_a_lesson_is_estimated_from_its_first_150_steps():
+    from gpu_parts.lessons import whole
+
+    ready, step, validation = 7.0, 0.02, 1.5  # seconds: before the first step, of a step, of a validation
+    seen = [(ready + 50 * step, 50), (ready + 100 * step + validation, 100), (ready + 150 * step + validation, 150)]
+    assert whole(seen, every=500, steps=4000) == pytest.approx(ready + 4000 * step + 8 * validation)
+    assert whole(seen[:1], every=500, steps=5) == seen[0][0]  # a rehearsal ends before
+
+
 def test_a_graph_takes_the_same_steps_as_the_loop_of_the_package(monkeypatch):
     from gpu_parts import loops, report
 

@@ -83,7 +83,11 @@ def steps_are_finite(name: str, size: Size, loop: str) -> dict:
         step()
         if torch.cuda.is_available():
             torch.cuda.set_sync_debug_mode("default")
-    waits = [f"{'/'.join(Path(w.filename).parts[-2:])}:{w.lineno}" for w in caught if "synchroniz" in str(w.message)]
+    waits = [
+        f"{'/'.join(Path(w.filename).parts[-2:])}:{w.lineno}"
+        for w in caught
+        if "called a synchronizing" in str(w.message)
+    ]
     return {"passed": passed, "precision": best_precision(), "losses": losses, "waits_a_step": waits}
 
 
