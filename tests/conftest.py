@@ -15,6 +15,14 @@ if os.environ.get("FMDIFF_DATA"):
     os.environ["FMDIFF_DATA"] = str(Path(os.environ["FMDIFF_DATA"]).resolve())
 
 
+def pytest_runtest_setup(item):
+    """Leave out what needs a GPU where there is none."""
+    import torch
+
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a GPU: PyTorch finds none here (tests/pretend.py pretends that there is one)")
+
+
 def pytest_collection_modifyitems(items):
     """Put first what takes longest: whole lessons, the later ones before the earlier."""
     whole = re.compile(r"lesson_(\d\d)_in|\[(\d\d)_|^notebooks/(\d\d)_")
