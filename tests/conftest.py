@@ -24,7 +24,7 @@ def pytest_runtest_setup(item):
 
 
 def pytest_collection_modifyitems(items):
-    """Put first what takes longest: whole lessons, the later ones before the earlier."""
+    """Put first what takes longest: whole lessons, the later ones before the earlier; and deal them to two workers."""
     whole = re.compile(r"lesson_(\d\d)_in|\[(\d\d)_|^notebooks/(\d\d)_")
 
     def order(item):
@@ -33,6 +33,8 @@ def pytest_collection_modifyitems(items):
         return -int(next(filter(None, found.groups()))) if is_whole else 0
 
     items.sort(key=order)
+    if workers:
+        items[:] = items[0::2] + items[1::2]  # the first worker begins with the first half, the second with the other
 
 
 def pytest_xdist_make_scheduler(config, log):
