@@ -37,11 +37,8 @@ if not look([]) and (colab := sys.modules.get("google.colab")):
         print("Choose fmdiff.zip, which `make zip` writes, or another ZIP of the repository.")
         look(colab.files.upload())
 if not look([]):
-    Stop = type("Stop", (Exception,), {{"_render_traceback_": lambda self: [str(self)]}})
-    raise Stop(
-        "Not started. On Colab, run this cell again and choose fmdiff.zip. Elsewhere, do "
-        "`pip install uv` and `uv run fmdiff lab` in the repository's folder, and open it there."
-    )
+    how = "On Colab, run this cell again and choose fmdiff.zip. Elsewhere: `uv run fmdiff lab`."
+    raise type("Stop", (Exception,), {{"_render_traceback_": lambda self: ["Not started. " + how]}})
 import_module("fmdiff_helpers.start").prepare()"""
 CLONE = "    ![ -d /content/fmdiff ] || git clone -q --depth 1 https://github.com/{repo} /content/fmdiff\n"
 
