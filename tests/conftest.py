@@ -17,9 +17,11 @@ if os.environ.get("FMDIFF_DATA"):
 
 def pytest_runtest_setup(item):
     """Leave out what needs a GPU where there is none."""
-    import torch
+    if not item.get_closest_marker("gpu"):
+        return
+    import torch  # takes seconds, which tests without it need not wait
 
-    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+    if not torch.cuda.is_available():
         pytest.skip("needs a GPU: PyTorch finds none here (tests/pretend.py pretends that there is one)")
 
 
