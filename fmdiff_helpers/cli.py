@@ -1,5 +1,6 @@
 """The `fmdiff` command: the lessons without a notebook."""
 
+import json
 import math
 import os
 import sys
@@ -113,12 +114,6 @@ def check_at_least(option: str, value: float | None, least: float) -> None:
         raise fail(f"{option} is {value:g}; expected at least {least:g}", 2)
 
 
-def check_steps(num_steps: int | None, name: str, T: int) -> None:
-    """Fail unless a network that was trained with T steps can draw in so many."""
-    if num_steps is not None and not 1 <= num_steps <= T:
-        raise fail(f"--steps is {num_steps}; expected 1 to {T}, the steps that {name!r} was trained with", 2)
-
-
 def check_place(out: Path, folder: bool) -> None:
     """Fail, before hours of work, where no file, or no folder, can be written."""
     found = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
@@ -131,7 +126,7 @@ def check_place(out: Path, folder: bool) -> None:
 @contextmanager
 def plain_errors() -> Iterator[None]:
     """Say in one line what the package raises on purpose: exit 1 for the state of things, 2 for a wrong request."""
-    from fmdiff_helpers.checkpoints import WeightsError
+    from fmdiff_helpers.cards import WeightsError
     from fmdiff_helpers.data import DataError
 
     try:
@@ -140,43 +135,6 @@ def plain_errors() -> Iterator[None]:
         raise fail(str(error), 1) from None
     except (WeightsError, ValueError, OSError) as error:
         raise fail(str(error), 2) from None
-
-
-def load_trained(
-    name: str,
-    num_steps: int | None,
-    guidance: float | None = None,
-    guide: str | None = None,
-    interval: tuple[int, int] | None = None,
-) -> tuple:
-    """Return what draws images of a trained network, how many steps that takes, and whether it takes labels.
-
-    The first is what `load_sampler` returns, on this process's device. A VAE needs no steps.
-    """
-    from fmdiff_helpers.checkpoints import read_card, takes_labels
-    from fmdiff_helpers.processes import join
-    from fmdiff_helpers.recipes import load_sampler
-
-    with plain_errors():
-        card = read_card(name)
-        labelled = takes_labels(card)
-        for option, value in (("--guide", guide), ("--interval", interval and "{} {}".format(*interval))):
-            if value is not None and guidance is None:
-                raise ValueError(f"{option} is {value!r}; say with --guidance how far to lead")
-        if guidance is not None and not labelled:
-            raise ValueError(f"--guidance is {guidance:g}, but {name!r} takes no labels to lead to; leave it out")
-        if "beta" in card and num_steps is not None:
-            raise ValueError(f"--steps is {num_steps}, but {name!r} draws in one step; leave --steps out")
-        if not card.keys() & {"schedule", "beta"}:
-            raise ValueError(f"{name!r} ({card['network'].split('.')[1]}) is not a denoiser: nothing to sample from")
-        draw = load_sampler(name, num_steps, guidance, guide, interval, join().device)
-    if "beta" in card:
-        return draw, None, False
-    T = card["schedule"]["T"]
-    check_steps(num_steps, name, T)
-    if interval is not None and not 0 <= interval[0] <= interval[1] < T:
-        raise fail(f"--interval is {interval[0]} {interval[1]}; expected two of the steps 0 to {T - 1}, in order", 2)
-    return draw, num_steps or T, labelled
 
 
 def choose_labels(label: str | None, n: int, takes_labels: bool):
@@ -226,33 +184,33 @@ def train(
     pictures: Annotated[bool, typer.Option("--pictures", help="Draw garments after each epoch, into --out.")] = False,
 ) -> None:
     """Train a network by its recipe; stopped or killed, the same command goes on where it was."""
-    from fmdiff_helpers.recipes import CARDS, PROFILES, train_network
+    from fmdiff_helpers.cards import build_process
+    from fmdiff_helpers.recipes import CARDS, profiles, train_network
 
     check_choice("network", name, list(CARDS))
-    check_choice("--profile", profile, list(PROFILES[name]))
+    check_choice("--profile", profile, list(profiles(name)))
     check_at_least("--epochs", epochs, 0.01)
     check_at_least("--batch-size", batch_size, 1)
-    if autoencoder is not None and "autoencoder" not in CARDS[name]:
+    if autoencoder is not None and not CARDS[name]["autoencoder"]:
         raise fail(f"--autoencoder is {autoencoder!r}, but {name} sees images, not latents; leave it out", 2)
-    changes = {"batch_size": batch_size, "seed": seed} | PROFILES[name][profile]
+    changes = {"batch_size": batch_size, "seed": seed} | profiles(name)[profile]
     if epochs is not None:
         changes["steps"] = max(1, round(epochs * 58_000 / batch_size))
-    folder, options = out or Path("runs") / name, {}
+    folder, options, max_steps = out or Path("runs") / name, {}, build_process(CARDS[name]).max_steps
     check_place(folder, folder=True)
     if pictures:
         from fmdiff_helpers.results import Results  # brings matplotlib, which servers need not have
 
-        if "schedule" not in CARDS[name]:
+        if max_steps < 2:
             raise fail(f"--pictures is for networks that draw step by step, which {name} does not; leave it out", 2)
         changes = {"every": max(1, 58_000 // batch_size)} | changes  # an epoch
         options = {"report": Results(folder)} if is_first() else {}
     with plain_errors():
         _, history = train_network(name, folder, autoencoder=autoencoder, **options, **changes)
     if history[-1]["step"] < changes["steps"]:
-        raise typer.Exit(130)  # interrupted, as a shell says it
+        raise typer.Exit(130)  # the exit code of shells for "interrupted"
     typer.echo(f"{folder}: validation loss {history[-1]['validation']['loss']:.4f} after {changes['steps']} steps.")
-    draws = CARDS[name].keys() & {"schedule", "beta"}
-    typer.echo(f"Next: fmdiff evaluate {folder}" + (f", or fmdiff sample {folder}" if draws else ""))
+    typer.echo(f"Next: fmdiff evaluate {folder}" + (f", or fmdiff sample {folder}" if max_steps else ""))
 
 
 @app.command()
@@ -272,7 +230,9 @@ def sample(
 
     A .npz of a network that takes labels holds `labels` (N,) too; in a grid of all kinds each has its column.
     """
+    from fmdiff_helpers.batching import this_process
     from fmdiff_helpers.data import CLASS_NAMES, to_uint8
+    from fmdiff_helpers.drawing import load_drawer
     from fmdiff_helpers.export import KINDS, save_animation, save_images
 
     check_at_least("-n", n, 1)
@@ -281,16 +241,16 @@ def sample(
     animated = out.suffix in (".gif", ".webp")
     if animated and n > 100:
         raise fail(f"-n is {n}; expected at most 100 for an animation", 2)
-    check_at_least("--guidance", guidance, 0)
-    draw, num_steps, takes_labels = load_trained(name, steps, guidance, guide, interval)
-    if animated and num_steps is None:
+    with plain_errors():
+        drawer = load_drawer(name, steps, guidance, guide, interval, this_process().device)
+    if animated and drawer.process.max_steps == 1:
         raise fail(f"{name!r} draws in one step, with nothing to animate; let --out end in .png or .npz", 2)
-    y = choose_labels(label, n, takes_labels)
-    columns = 10 if takes_labels and label is None else None  # one for each kind
+    y, frames = choose_labels(label, n, drawer.takes_labels), []
+    columns = 10 if drawer.takes_labels and label is None else None  # one for each kind
     if grid and (columns is None or out.suffix != ".png"):
         raise fail("--grid wants a .png of all ten kinds: a network that takes labels, no --label, --out x.png", 2)
-    frames = []
-    images = draw(n, seed, y, (lambda x: frames.append(to_uint8(x))) if animated else None)
+    keep = (lambda step: frames.append(to_uint8(drawer.decode(step.xt)))) if animated else None
+    images = drawer.draw(n, seed, y, keep)
     if not is_first():
         return
     try:
@@ -319,73 +279,66 @@ def show_latent(
     reconstructions: garments, what the autoencoder makes of them, and the difference. latents: where it puts the test
     images. path: one chain from noise, and its way among them. loop: a garment to noise and back, a .gif or .webp.
     """
-    from fmdiff_helpers.checkpoints import load_pretrained, read_card
+    from fmdiff_helpers.batching import this_process
+    from fmdiff_helpers.cards import class_name, read_card
     from fmdiff_helpers.data import load_fashion_mnist, to_uint8
+    from fmdiff_helpers.drawing import load_autoencoder, load_drawer
     from fmdiff_helpers.export import save_animation, save_figures
-    from fmdiff_helpers.paths import chain_figures, draw_chain, latent_map, reconstructions, there_and_back
-    from fmdiff_helpers.processes import join
-    from fmdiff_helpers.recipes import encodes, load_autoencoder, load_denoiser
+    from fmdiff_helpers.latent_paths import draw_chain, there_and_back
+    from fmdiff_helpers.latent_plots import chain_figures, latent_map, reconstructions
 
+    of_chains = what in ("path", "loop")
     check_choice("what to show", what, ["reconstructions", "latents", "path", "loop"])
     out = out or Path("loop.gif" if what == "loop" else f"{what}.png")
     check_choice("the ending of --out", out.suffix, [".gif", ".webp"] if what == "loop" else [".png"])
     check_place(out, folder=False)
-    of_chains = {} if what in ("path", "loop") else {"--label": label, "--seed": seed, "--steps": steps}
-    for option, value in (of_chains | ({} if what == "latents" else {"--tsne": tsne or None})).items():
+    useless = {} if of_chains else {"--label": label, "--seed": seed, "--steps": steps}
+    for option, value in (useless | ({} if what == "latents" else {"--tsne": tsne or None})).items():
         if value is not None:
             raise fail(f"{option} is given, but means nothing for {what}; leave it out", 2)
-    y, device = choose_labels(label or "Dress", 5, takes_labels=True), join().device
-    steps = 20 if steps is None else steps
+    y, device = choose_labels(label or "Dress", 5, takes_labels=True), this_process().device
     with plain_errors():
-        card = read_card(name)
-        draws = "autoencoder" in card
-        if not draws and (what in ("path", "loop") or not encodes(card)):
-            known = "a denoiser of latents" + ("" if what in ("path", "loop") else ", or an autoencoder")
-            raise ValueError(f"{name!r} ({card['network'].split('.')[1]}) has no {what} to show; name {known}")
-        autoencoder = load_autoencoder(card, device) if draws else load_pretrained(name, device)
-        if what != "loop":
-            images, labels = (part[:2000] for part in load_fashion_mnist("test", device))
-        if what == "reconstructions":
-            save_figures(out, reconstructions(autoencoder, images[:10]))
-        elif what == "latents":
-            save_figures(out, latent_map(autoencoder, images, labels, "tsne" if tsne else "pca"))
+        card, autoencoder = read_card(name), load_autoencoder(name, device)
+        if autoencoder is None or (of_chains and not card["autoencoder"]):
+            known = "a denoiser of latents" + ("" if of_chains else ", or an autoencoder")
+            raise ValueError(f"{name!r} ({class_name(card)}) has no {what} to show; name {known}")
+        if of_chains:
+            drawer = load_drawer(name, 20 if steps is None else steps, device=device)
+            path, times = draw_chain(drawer, y, seed or 0)
+        if what == "loop":
+            frames = there_and_back(path, times, drawer.process.schedule)
+            save_animation(out, [to_uint8(autoencoder.from_latent(z)) for z in frames], columns=5)
         else:
-            model, schedule = load_denoiser(name, device)
-            check_steps(steps, name, schedule.T)
-            path, times = draw_chain(model, schedule, autoencoder, y, seed or 0, steps)
-            if what == "path":
-                save_figures(out, *chain_figures(autoencoder, path[:, 0], times, images, labels))
-            else:
-                frames = there_and_back(path, times, schedule)
-                save_animation(out, [to_uint8(autoencoder.from_latent(z)) for z in frames], columns=5)
+            images, labels = (part[:2000] for part in load_fashion_mnist("test", device))
+            figures = {
+                "reconstructions": lambda: [reconstructions(autoencoder, images[:10])],
+                "latents": lambda: [latent_map(autoencoder, images, labels, "tsne" if tsne else "pca")],
+                "path": lambda: chain_figures(autoencoder, path[:, 0], times, images, labels),
+            }
+            save_figures(out, *figures[what]())
     typer.echo(f"{what} of {name} in {out}")
 
 
 def evaluate_all(n: int, seeds: int, device, as_json: bool) -> None:
     """Print the leaderboard: as JSON in the end, or row by row."""
-    import json
-
     from fmdiff_helpers.data import load_fashion_mnist
     from fmdiff_helpers.leaderboard import ROWS, load_judge, measure_row
     from fmdiff_helpers.metrics import mean_and_spread
+    from fmdiff_helpers.reports import board_head, board_line
 
     with plain_errors():
         judge, numbers, labels = load_judge(device), range(seeds), load_fashion_mnist("train")[1]
     floors = {"floor": judge.floor(n), "floor, equal kinds": judge.floor(n, labels=labels)}
     floors = {name: mean_and_spread(measures) for name, measures in floors.items()}
     board = {"n": n, "seeds": seeds, "device": str(device)} | floors | {"rows": {}}
-    measures = ("fd", "kd", "precision", "recall", "label_accuracy", "copying", "seconds")
-    if not as_json:
-        typer.echo(f"{n} images for each of {seeds} seeds, mean ± spread, on {device}; seconds are for 1,000 images")
-        typer.echo(" " * 28 + "".join(f"{measure:>20}" for measure in measures))
-    for row in (*floors, *ROWS):
-        if row in ROWS:
-            with plain_errors():
-                board["rows"][row] = measure_row(judge, row, n, numbers, device)
-        if not as_json:
-            found = floors.get(row) or board["rows"][row]["measures"]
-            cells = (f"{found[m][0]:8.3f} ± {found[m][1]:5.3f}" if m in found else "" for m in measures)
-            typer.echo(f"{row:<28}{''.join(f'{cell:>20}' for cell in cells)}".rstrip())
+    say = (lambda line: None) if as_json else typer.echo
+    say(board_head(n, seeds, device))
+    for name, measures in floors.items():
+        say(board_line(name, measures))
+    for row in ROWS:
+        with plain_errors():
+            board["rows"][row] = measure_row(judge, row, n, numbers, device)
+        say(board_line(row, board["rows"][row]["measures"]))
     if as_json:
         typer.echo(json.dumps(board, indent=1))
 
@@ -406,19 +359,19 @@ def evaluate(
     For an autoencoder, and a denoiser of its latents, also what it makes of real images: no such sample can be better.
     `all` measures every row of the leaderboard, each network as it draws best.
     """
-    import json
-
-    from fmdiff_helpers.checkpoints import load_pretrained, read_card
+    from fmdiff_helpers.batching import this_process
+    from fmdiff_helpers.cards import build_process, read_card
+    from fmdiff_helpers.checkpoints import load_pretrained
     from fmdiff_helpers.data import load_fashion_mnist, to_uint8
+    from fmdiff_helpers.drawing import load_autoencoder, load_drawer
     from fmdiff_helpers.leaderboard import load_judge
     from fmdiff_helpers.metrics import accuracy, mean_and_spread
-    from fmdiff_helpers.processes import join
-    from fmdiff_helpers.recipes import encodes, load_autoencoder
+    from fmdiff_helpers.reports import describe_request, evaluation_table
 
     check_at_least("-n", n, 200)
     check_at_least("--seeds", seeds, 1)
-    check_at_least("--guidance", guidance, 0)
-    device, chosen = join().device, (steps, guidance, guide, interval) != (None, None, None, None)
+    device, request = this_process().device, (steps, guidance, guide, interval)
+    chosen = request != (None, None, None, None)
     if name == "all":
         if chosen:
             raise fail("all rows of the leaderboard have their own steps and guidance; leave those options out", 2)
@@ -426,43 +379,33 @@ def evaluate(
         return
     with plain_errors():
         card = read_card(name)
-        draws = bool(card.keys() & {"schedule", "beta"})
-        if not draws and chosen:
+        draws = build_process(card).max_steps > 0
+        if chosen and not draws:
             raise ValueError(f"{name!r} draws nothing; leave --steps, --guidance, --guide and --interval out")
-        if not (draws or encodes(card)):
+        if card["kind"] == "classifier":
             found = accuracy(load_pretrained(name, device), *load_fashion_mnist("test"))
-            typer.echo(
-                json.dumps({"test_accuracy": found}) if as_json else f"{name}: {found:.2%} of the test images right"
-            )
+            right = json.dumps({"test_accuracy": found})
+            typer.echo(right if as_json else f"{name}: {found:.2%} of the test images right")
             return
-        loaded = load_trained(name, steps, guidance, guide, interval) if draws else (None, None, False)
-        draw, num_steps, takes_labels = loaded
-        y = choose_labels(None, n, takes_labels)
-        vae = load_pretrained(name, device) if encodes(card) else None
-        vae = load_autoencoder(card, device) if "autoencoder" in card else vae
-        judge = load_judge(device)
+        drawer = load_drawer(name, *request, device) if draws else None
+        autoencoder, judge = load_autoencoder(name, device), load_judge(device)
     columns = {"floor": mean_and_spread(judge.floor(n))}
-    if draw:
-        measured = [judge.measure(to_uint8(draw(n, seed, y)), y) for seed in range(seeds)]
+    if drawer:
+        y = drawer.all_kinds(n)
+        measured = [judge.measure(to_uint8(drawer.draw(n, seed, y)), y) for seed in range(seeds)]
         columns = {"measures": mean_and_spread(measured)} | columns
-    if vae:
-        columns["ceiling"] = mean_and_spread(judge.ceiling(n, vae))
+    if autoencoder:
+        columns["ceiling"] = mean_and_spread(judge.ceiling(n, autoencoder))
+    num_steps = drawer.num_steps or drawer.process.max_steps if card["kind"] == "denoiser" else None
     if as_json:
         about = {"network": name, "n": n, "seeds": seeds, "steps": num_steps, "device": str(device)}
         about |= {} if guidance is None else {"guidance": guidance, "guide": guide}
         about |= {} if interval is None else {"interval": interval}
         typer.echo(json.dumps(about | columns, indent=2))
         return
-    taking = f"{num_steps} steps, " if num_steps else ""
-    taking += "" if guidance is None else f"guidance {guidance:g}{f' away from {guide}' if guide else ''}, "
-    taking += f"at steps {interval[0]} to {interval[1]}, " if interval else ""
-    typer.echo(f"{name}: {n} images for each of {seeds} seeds, {taking}on {device}")
-    heads = {"measures": "mean", "floor": "floor", "ceiling": "ceiling"}
-    typer.echo(f"{'':<14}" + "".join(f"{heads[column]:>10}{'spread':>10}" for column in columns))
-    for measure in {name: None for values in columns.values() for name in values}:
-        row = (values.get(measure) for values in columns.values())
-        cells = (f"{cell[0]:>10.4f}{cell[1]:>10.4f}" if cell else " " * 20 for cell in row)
-        typer.echo(f"{measure:<14}{''.join(cells)}".rstrip())
+    how = describe_request(num_steps, guidance, guide, interval)
+    typer.echo(f"{name}: {n} images for each of {seeds} seeds, {how}on {device}")
+    typer.echo(evaluation_table(columns))
 
 
 if __name__ == "__main__":  # for `accelerate launch -m fmdiff_helpers.cli`

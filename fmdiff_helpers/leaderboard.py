@@ -2,19 +2,19 @@
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
-from fmdiff_helpers.checkpoints import PUBLISHED, load_pretrained, read_card, takes_labels
-from fmdiff_helpers.data import CLASS_NAMES, load_fashion_mnist, to_uint8
+from fmdiff_helpers.batching import this_process
+from fmdiff_helpers.cards import PUBLISHED
+from fmdiff_helpers.checkpoints import load_pretrained
+from fmdiff_helpers.data import load_fashion_mnist, to_uint8
+from fmdiff_helpers.drawing import Drawer, load_drawer
 from fmdiff_helpers.metrics import Judge, mean_and_spread
-from fmdiff_helpers.processes import join
-from fmdiff_helpers.recipes import load_sampler
 
 STORED = PUBLISHED.parent / "leaderboard.json"
-# Row -> what `load_sampler` takes. A row that differs from another in one thing shows what that thing buys.
+# Row -> what `load_drawer` takes. A row that differs from another in one thing shows what that thing buys.
 ROWS = {
     "transformer": {"name": "transformer", "num_steps": 10},
     "transformer, led away": {
@@ -48,14 +48,9 @@ def read_leaderboard() -> dict:
 
 def load_judge(device: torch.device | str = "cpu") -> Judge:
     """Return what measures images: the published classifier, and the dataset on `device`. WeightsError or DataError."""
-    with join().local_main_process_first():
+    with this_process().local_main_process_first():
         images = [load_fashion_mnist(split, device)[0] for split in ("train", "test")]
     return Judge(load_pretrained("classifier", device), *images)
-
-
-def labels_for(name: str, n: int) -> Tensor | None:
-    """Return n labels, all kinds in turn, for a network that takes labels; None for one that takes none."""
-    return torch.arange(n) % len(CLASS_NAMES) if takes_labels(read_card(name)) else None
 
 
 def clock(device: torch.device | str) -> float:
@@ -66,18 +61,18 @@ def clock(device: torch.device | str) -> float:
     return time.monotonic()
 
 
-def measure_sampler(
-    judge: Judge, draw: Callable, n: int, seeds: Sequence[int], y: Tensor | None = None, device: str = "cpu"
-) -> dict[str, tuple[float, float]]:
-    """Return mean and spread over the seeds of all measures of n images draw(n, seed, y), in [-1, 1].
+def measure_drawer(judge: Judge, drawer: Drawer, n: int, seeds: Sequence[int]) -> dict[str, tuple[float, float]]:
+    """Return mean and spread over the seeds of all measures of n images, all kinds in turn.
 
     Among them `seconds`, to draw 1,000 images, by `clock`.
     """
-    draw(min(n, 10), seeds[0], None if y is None else y[:10])  # the first images take longer: a device gets ready
+    device, y = drawer.process.device, drawer.all_kinds(n)
+    # The first images take longer, because the device gets ready.
+    drawer.draw(min(n, 10), seeds[0], None if y is None else y[:10])
     measured = []
     for seed in seeds:
         start = clock(device)
-        images = to_uint8(draw(n, seed, y))
+        images = to_uint8(drawer.draw(n, seed, y))
         seconds = (clock(device) - start) * 1000 / n
         measured.append(judge.measure(images, y) | {"seconds": seconds})
     return mean_and_spread(measured)
@@ -85,6 +80,4 @@ def measure_sampler(
 
 def measure_row(judge: Judge, row: str, n: int, seeds: Sequence[int], device: torch.device | str = "cpu") -> dict:
     """Return a row of `ROWS` with its measures."""
-    options = ROWS[row]
-    draw = load_sampler(**options, device=device)
-    return options | {"measures": measure_sampler(judge, draw, n, seeds, labels_for(options["name"], n), device)}
+    return ROWS[row] | {"measures": measure_drawer(judge, load_drawer(**ROWS[row], device=device), n, seeds)}

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
+from fmdiff_helpers.batching import batch_size_on, gather_parts, own_parts
 from fmdiff_helpers.data import to_model, to_uint8
-from fmdiff_helpers.processes import at_once, collect, deal
 
 
 @torch.no_grad()
@@ -24,9 +24,9 @@ def features(classifier: nn.Module, images: Tensor, shared: bool = False) -> Ten
     of them must make the call, and all get all features.
     """
     device = next(classifier.parameters()).device
-    parts = deal(images.split(at_once(device)), shared)
+    parts = own_parts(images.split(batch_size_on(device)), shared)
     done = {number: classifier.features(to_model(part.to(device))).cpu().double() for number, part in parts.items()}
-    return collect(done, shared)
+    return gather_parts(done, shared)
 
 
 @torch.no_grad()
@@ -105,9 +105,9 @@ def nearest(images: Tensor, train_images: Tensor, shared: bool = False) -> tuple
     Distances are root mean squares over pixels, in grey values of 0 to 255. `shared` is as in `features`.
     """
     train = train_images.flatten(1).float()
-    parts = deal(images.flatten(1).float().split(500), shared)
+    parts = own_parts(images.flatten(1).float().split(500), shared)
     done = {number: torch.cdist(part, train).argmin(dim=1) for number, part in parts.items()}
-    index = collect(done, shared).to(images.device)
+    index = gather_parts(done, shared).to(images.device)
     # Anew, pixel by pixel: cdist multiplies matrices, and its rounding hides an exact copy.
     difference = images.float() - train_images[index].float()
     return difference.flatten(1).square().mean(dim=1).sqrt(), index

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from fmdiff_helpers.data import CLASS_NAMES, to_model, to_uint8
 from fmdiff_helpers.diffusion import add_noise, x0_from_eps
 from fmdiff_helpers.guidance import guided
+from fmdiff_helpers.latent_paths import encode, principal_axes, record_chain
 from fmdiff_helpers.metrics import spread_within
 from fmdiff_helpers.models.vae import kl_divergence
-from fmdiff_helpers.paths import encode, principal_axes, record_chain
 from fmdiff_helpers.plots import as_frame, class_clouds, histogram_frame, label_frame, loss_curves, tile
 from fmdiff_helpers.samplers import sample_ddim, sample_ddpm
 from fmdiff_helpers.schedules import (

@@ -1,22 +1,20 @@
-"""The way back from noise to data: samplers, as pure functions of (model, x, schedule).
+"""Samplers: the way back from noise to data, as pure functions of (model, x, schedule).
 
-`model(xt, t, y)` predicts the noise in xt (B, ...) at step t (B,), and x is where the chain starts: noise from N(0, I).
-A network that predicts x0 instead goes through `noise_predictor` first.
-Fewer steps than the schedule has are spread evenly over it, both ends included. `clip` keeps the predicted x0 where
-data are: 1 for pixels, more for latents, math.inf for no clip. `watch` is called with each `Step`, on the way.
+`model(xt, t, y)` predicts the noise in xt (B, ...) at step t (B,), and the chain starts at x, noise from N(0, I).
+A network that predicts x0 or v goes through `noise_predictor` or `noise_from_v` first.
+If `num_steps` is smaller than T, the steps are spread evenly over the schedule, both ends included. `clip` keeps the
+predicted x0 within the range of the data: 1 for pixels, math.inf (no clip) for latents. `watch` sees each `Step`.
 """
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from fmdiff_helpers.diffusion import add_noise, at, eps_from_v, eps_from_x0, posterior, x0_from_eps
-from fmdiff_helpers.processes import at_once, collect, deal, join
 from fmdiff_helpers.schedules import Schedule
 
 
@@ -156,89 +154,3 @@ def slerp(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
     cosine = F.cosine_similarity(a.flatten(1), b.flatten(1)).reshape(share.shape)
     angle = cosine.clamp(-1 + 1e-6, 1 - 1e-6).arccos()  # from a to itself is a way, too
     return (((1 - share) * angle).sin() * a + (share * angle).sin() * b) / angle.sin()
-
-
-def in_batches(
-    sample: Callable[..., Tensor], *inputs: Tensor, batch_size: int | None = None, shared: bool = False
-) -> Tensor:
-    """Apply `sample` to inputs (N, ...) in batches, smaller ones where the device's memory is too small; show progress.
-
-    A batch has `at_once` images; the results are where the inputs are. With `shared` the processes of
-    `accelerate launch` take a part of the batches each: all of them must make the call, and all get all N results.
-    """
-    n = len(inputs[0])
-    if not n:
-        raise ValueError("there are 0 inputs; expected at least 1: ask for at least one image")
-    batch_size = batch_size or at_once(inputs[0].device)
-    starts = range(0, n, batch_size)
-    todo = [(start, min(start + batch_size, n)) for start in deal(starts, shared).values()]
-    done, total = {}, sum(last - first for first, last in todo)
-    with tqdm(total=total, unit="image", leave=False, disable=n <= 500 or not join().is_main_process) as bar:
-        while todo:
-            first, last = todo.pop(0)
-            try:
-                done[first] = sample(*(x[first:last] for x in inputs))
-            except torch.OutOfMemoryError:
-                if last - first == 1:
-                    raise
-                half = (last - first) // 2
-                todo = [(k, min(k + half, b)) for a, b in ((first, last), *todo) for k in range(a, b, half)]
-                continue
-            bar.update(last - first)
-    return collect(done, shared).to(inputs[0].device)
-
-
-def draws_of(batch: Tensor, seed: int, start: torch.Generator) -> torch.Generator:
-    """Return the random numbers of a batch of images, by their numbers (B,), whichever process draws it.
-
-    The first batch goes on where `start` is; each other one has a beginning of its own.
-    """
-    generator, first = torch.Generator(start.device), int(batch[0])
-    return generator.manual_seed(1_000_003 * (seed + 1) + first) if first else generator.set_state(start.get_state())
-
-
-@torch.no_grad()
-def generate(
-    model: Callable,
-    schedule: Schedule,
-    n: int,
-    seed: int = 0,
-    num_steps: int | None = None,
-    y: Tensor | None = None,
-    watch: Callable[[Step], None] | None = None,
-    vae: nn.Module | None = None,
-    shared: bool = False,
-) -> Tensor:
-    """Draw n images (n, 1, 28, 28) by DDPM with all steps, or by DDIM with fewer; the same seed gives the same images.
-
-    `y` (n,) are their labels, for networks that take them. `watch` sees the steps of one batch of `in_batches` after
-    the other; `shared` is explained there. A denoiser of latents needs its `vae`, which decodes them; latents are not
-    clipped.
-    """
-    start = torch.Generator(schedule.beta.device).manual_seed(seed)
-    shape = vae.latent_shape if vae else (1, 28, 28)
-    x = torch.randn((n, *shape), generator=start, device=start.device)
-    sampler = sample_ddpm if num_steps in (None, schedule.T) else sample_ddim
-    options = {
-        "num_steps": num_steps,
-        "watch": watch,
-        "progress": n <= 500 and join().is_main_process,
-        "clip": math.inf if vae else 1.0,
-    }
-    decode = vae.from_latent if vae else lambda x: x
-
-    def draw(numbers: Tensor, x: Tensor, y: Tensor | None = None) -> Tensor:
-        return decode(sampler(model, x, schedule, draws_of(numbers, seed, start), y=y, **options))
-
-    inputs = [torch.arange(n, device=x.device), x, *([] if y is None else [y.to(x.device)])]
-    return in_batches(draw, *inputs, shared=shared)
-
-
-@torch.no_grad()
-def sample_prior(vae: nn.Module, n: int, seed: int = 0, shared: bool = False) -> Tensor:
-    """Draw n images (n, 1, 28, 28) from a VAE alone: decode latents from its prior, N(0, I)."""
-    device = vae.shift.device
-    generator = torch.Generator(device).manual_seed(seed)
-    return in_batches(
-        vae.decode, torch.randn((n, *vae.latent_shape), generator=generator, device=device), shared=shared
-    )

@@ -1,0 +1,155 @@
+"""Cards: what a network is, how it was trained and what it measured, as JSON beside its weights.
+
+A card is a dict. These keys are always there, and nothing outside this module asks which others are:
+
+    kind           "denoiser", "autoencoder" or "classifier"
+    network        its class, as MODULE.CLASS of fmdiff_helpers.models
+    arguments      what the class is built with
+    process        how it learns and draws: "name" is MODULE.CLASS of fmdiff_helpers.processes, the rest its arguments
+    label_dropout  share of the labels that training hides, so that the network learns to do without: 0 for none
+    autoencoder    of a denoiser of latents: {"name": ..., "sha256": ...}; else None
+    recipe         what differs from `train.DEFAULTS`, and the steps
+"""
+
+import inspect
+import json
+import os
+from importlib import import_module
+from pathlib import Path
+
+import torch
+from torch import nn
+
+KEYS = ("kind", "network", "arguments", "process", "label_dropout", "autoencoder", "recipe")
+PUBLISHED = Path(__file__).parents[1] / "data" / "weights"
+
+
+class WeightsError(Exception):
+    """Say which weights are missing, damaged or of another shape, and what to do."""
+
+
+def find_class(package: str, name: str) -> type:
+    """Return the class that a card names as MODULE.CLASS of a package of ours; WeightsError where there is none."""
+    module, _, attribute = name.partition(".")
+    place = f"fmdiff_helpers.{package}.{module}"
+    try:
+        found = getattr(import_module(place), attribute, None)
+    except ImportError:
+        found = None
+    # Only what that file itself defines: a card is data, and must not reach anything else that a module can see.
+    if not isinstance(found, type) or found.__module__ != place:
+        raise WeightsError(f"the card names {name!r}; expected MODULE.CLASS of fmdiff_helpers.{package}")
+    return found
+
+
+def build(card: dict) -> nn.Module:
+    """Build the network that a card names, untrained: {"network": "unet.UNet", "arguments": {"width": 32}}."""
+    network = find_class("models", card["network"])
+    try:
+        return network(**card["arguments"])
+    except TypeError as error:
+        raise WeightsError(f"{card['network']} cannot be built: {error}") from None
+
+
+def build_process(card: dict, device: torch.device | str = "cpu"):
+    """Build the process that a card names, with its tables on `device`: how the network learns and draws."""
+    process = find_class("processes", card["process"]["name"])
+    try:
+        return process.from_card(card, device)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise WeightsError(f"{card['process']} cannot be built: {error}") from None
+
+
+def takes_labels(card: dict) -> bool:
+    """Tell whether a card's network is a denoiser that takes labels, by its `arguments` or by default."""
+    usual = inspect.signature(find_class("models", card["network"])).parameters.get("num_classes")
+    is_told = usual is not None and card["arguments"].get("num_classes", usual.default) > 0
+    return card["kind"] == "denoiser" and is_told
+
+
+def latent_shape(card: dict) -> tuple[int, ...]:
+    """Return the shape of one latent of a card's autoencoder."""
+    with torch.device("meta"):  # built for its shape alone: no weights, no random numbers
+        return build(card).latent_shape
+
+
+def class_name(card: dict) -> str:
+    """Return the name of the network's class, for messages: "UNet"."""
+    return card["network"].partition(".")[2]
+
+
+def upgrade(card: dict) -> dict:
+    """Return a card in the form above; cards of version 0.1 had no kind, and were told apart by their keys."""
+    if "kind" in card:
+        return card
+    old = {"schedule": None, "target": "eps", "beta": None, "label_dropout": 0.0, "autoencoder": None} | card
+    schedule, target, kl_weight = (old.pop(key) for key in ("schedule", "target", "beta"))
+    if schedule:
+        kind, process = "denoiser", {"name": "diffusion.Diffusion", **schedule, "target": target}
+    elif kl_weight is not None:
+        kind, process = "autoencoder", {"name": "autoencoding.VariationalPrior", "kl_weight": kl_weight}
+    elif card["network"] == "attention_autoencoder.AttentionAutoencoder":
+        kind, process = "autoencoder", {"name": "autoencoding.Reconstruction"}
+    else:
+        kind, process = "classifier", {"name": "classification.Classification"}
+    old["recipe"] = {{"clip": "max_grad_norm"}.get(key, key): value for key, value in old.get("recipe", {}).items()}
+    new = old | {"kind": kind, "process": process}
+    return {key: new.pop(key) for key in KEYS} | new
+
+
+def point_from(folder: Path, card: dict) -> dict:
+    """Return a card whose autoencoder, if it is a folder, is named by the way to it from `folder`, as "./../vae"."""
+    place = Path(card["autoencoder"]["name"]) if card["autoencoder"] else Path()
+    if not place.is_absolute():
+        return card
+    try:
+        way = Path(os.path.relpath(place.resolve(), folder.resolve())).as_posix()
+    except ValueError:  # on Windows there is no way from one drive to another
+        return card
+    return card | {"autoencoder": card["autoencoder"] | {"name": f"./{way}"}}
+
+
+def point_to(folder: Path, card: dict) -> dict:
+    """Return a card read in `folder` whose autoencoder is named by its absolute path: undo `point_from`."""
+    name = card["autoencoder"]["name"] if card["autoencoder"] else ""
+    if not name.startswith("./"):  # a published network, or a path as somebody typed it, in old cards
+        return card
+    return card | {"autoencoder": card["autoencoder"] | {"name": str((folder / name).resolve())}}
+
+
+def to_json(card: dict, folder: Path) -> str:
+    """Return the text of a card that will lie in `folder`: its autoencoder is named by the way from there."""
+    return json.dumps(point_from(folder, card), indent=1) + "\n"
+
+
+def find_weights(name: str | Path) -> Path:
+    """Return the .safetensors file of a published network, or of a folder that a training wrote, first for a Path."""
+    published, own = PUBLISHED / f"{name}.safetensors", Path(name) / "weights.safetensors"
+    for path in (own, published) if isinstance(name, Path) else (published, own):
+        if path.is_file():
+            return path
+    if not PUBLISHED.is_dir():
+        raise WeightsError(
+            f"there are no weights {str(name)!r}: the installed package does not hold the published networks; work in "
+            "a copy of the repository, which has them in data/weights, or name a folder of `fmdiff train`"
+        )
+    known = ", ".join(sorted(file.stem for file in PUBLISHED.glob("*.safetensors"))) or "none yet"
+    raise WeightsError(
+        f"there are no weights {str(name)!r}; published are: {known}; or name a folder of `fmdiff train`"
+    )
+
+
+def read_card(name: str | Path) -> dict:
+    """Return the card of a published network, or of a folder that a training wrote; WeightsError if there is none.
+
+    Where its autoencoder is a folder, it is named by its absolute path.
+    """
+    path = find_weights(name).with_suffix(".json")
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+        missing = {"network", "arguments", "sha256"} - set(card)
+    except (OSError, ValueError, TypeError) as error:
+        raise WeightsError(f"{path} is missing or damaged ({error}); get the file again, or train anew") from None
+    if missing or not isinstance(card, dict):
+        raise WeightsError(f"{path} is no card: it lacks {', '.join(sorted(missing))}; get it again, or train anew")
+    return point_to(path.parent, upgrade(card))

@@ -1,0 +1,163 @@
+"""The one thing that draws: a trained network with all that belongs to it, loaded once by name and options."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fmdiff_helpers.batching import in_batches, this_process
+from fmdiff_helpers.cards import WeightsError, build_process, class_name, read_card, takes_labels
+from fmdiff_helpers.checkpoints import load_pretrained
+from fmdiff_helpers.data import CLASS_NAMES
+from fmdiff_helpers.guidance import guided
+
+
+def batch_generator(numbers: Tensor, seed: int, start: torch.Generator) -> torch.Generator:
+    """Return the noise generator for one batch of images, given their numbers (B,).
+
+    It depends only on the seed and the batch's first number, so any process can draw any batch. The first batch goes
+    on where `start` is, which has drawn the noise that all chains begin with.
+    """
+    generator, first = torch.Generator(start.device), int(numbers[0])
+    return generator.manual_seed(1_000_003 * (seed + 1) + first) if first else generator.set_state(start.get_state())
+
+
+@dataclass(frozen=True)
+class Drawer:
+    """Draw images with a network.
+
+    `process` is one of `fmdiff_helpers.processes`, and `model` what its `sample` takes: `process.predictor(network)`,
+    guided or not. `num_steps` None means all of them. A denoiser of latents needs its `autoencoder`. If `shared`, the
+    processes of `accelerate launch` share the work: all of them must call `draw`, and all get all images.
+    """
+
+    process: object
+    model: Callable
+    num_steps: int | None = None
+    autoencoder: nn.Module | None = None
+    takes_labels: bool = True
+    shared: bool = False
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Return the images (B, 1, 28, 28) that states x (B, ...) of a chain are."""
+        return self.autoencoder.from_latent(x) if self.autoencoder else x
+
+    def all_kinds(self, n: int) -> Tensor | None:
+        """Return n labels, all ten kinds in turn; None if the network takes no labels."""
+        return torch.arange(n) % len(CLASS_NAMES) if self.takes_labels else None
+
+    @torch.no_grad()
+    def draw(self, n: int, seed: int = 0, y: Tensor | None = None, watch: Callable | None = None) -> Tensor:
+        """Draw n images (n, 1, 28, 28); the same seed gives the same images.
+
+        `y` (n,) are their labels, for a network that takes them. `watch` sees the steps of the sampler, of one batch
+        after the other; latents are not clipped.
+        """
+        device = self.process.device
+        start = torch.Generator(device).manual_seed(seed)
+        shape = self.autoencoder.latent_shape if self.autoencoder else self.process.shape
+        x = torch.randn((n, *shape), generator=start, device=device)
+        options = {
+            "watch": watch,
+            "clip": math.inf if self.autoencoder else 1.0,
+            "progress": n <= 500 and this_process().is_main_process,
+        }
+
+        def sample(numbers: Tensor, x: Tensor, y: Tensor | None = None) -> Tensor:
+            generator = batch_generator(numbers, seed, start)
+            return self.decode(self.process.sample(self.model, x, generator, self.num_steps, y=y, **options))
+
+        inputs = [torch.arange(n, device=device), x, *([] if y is None else [y.to(device)])]
+        return in_batches(sample, *inputs, shared=self.shared)
+
+
+def load_autoencoder(name: Path | str, device: torch.device | str = "cpu") -> nn.Module | None:
+    """Return a network that is an autoencoder itself, or the one in whose latent a denoiser lives; else None.
+
+    WeightsError where that one has changed since the denoiser was trained.
+    """
+    card = read_card(name)
+    return load_pretrained(name, device) if card["kind"] == "autoencoder" else autoencoder_of(card, device)
+
+
+def autoencoder_of(card: dict, device: torch.device | str) -> nn.Module | None:
+    """Return the autoencoder that a denoiser's card names, if any; WeightsError where it has changed since."""
+    if card["autoencoder"] is None:
+        return None
+    name, expected = card["autoencoder"]["name"], card["autoencoder"]["sha256"]
+    found = read_card(name)["sha256"]
+    if found != expected:
+        raise WeightsError(
+            f"this denoiser was trained in the latent of {name!r} with sha256 {expected}, found {found}; "
+            "put those weights back, or train the denoiser anew"
+        )
+    return load_pretrained(name, device)
+
+
+def drawer_of(card: dict, network: nn.Module, num_steps: int | None, device: torch.device | str) -> Drawer:
+    """Return what draws with a network that is at hand on `device`, as its card says."""
+    process = build_process(card, device)
+    model, autoencoder = process.predictor(network), autoencoder_of(card, device)
+    return Drawer(process, model, num_steps, autoencoder, takes_labels(card))
+
+
+def check_request(name: Path | str, card: dict, max_steps: int, num_steps: int | None, guidance: float | None) -> None:
+    """Raise ValueError where a network cannot draw in so many steps, or cannot be guided."""
+    if not max_steps:
+        raise ValueError(f"{name!r} ({class_name(card)}) draws nothing; name a denoiser or a VAE")
+    if num_steps is not None and max_steps == 1:
+        raise ValueError(f"steps is {num_steps}, but {name!r} draws in one step; leave it out")
+    if num_steps is not None and not 1 <= num_steps <= max_steps:
+        raise ValueError(f"steps is {num_steps}; expected 1 to {max_steps}, the steps that {name!r} was trained with")
+    if guidance is not None and not takes_labels(card):
+        raise ValueError(f"guidance is {guidance:g}, but {name!r} takes no labels to lead to; leave it out")
+    if guidance is not None and not 0 <= guidance < math.inf:
+        raise ValueError(f"guidance is {guidance:g}; expected at least 0")
+
+
+def check_guide(name: Path | str, card: dict, guide: Path | str | None) -> None:
+    """Raise ValueError where nothing can be led away from: no labels were hidden in training, or the guide is unfit."""
+    if guide is None:
+        if not card["label_dropout"]:
+            raise ValueError(f"{name!r} never learned without labels; name a weaker network to lead it away from")
+        return
+    there = read_card(guide)
+    # What a network predicts may differ, because all predictions are turned into the same one.
+    for what, skip in (("process", {"target": None}), ("autoencoder", {})):
+        if (card[what] or {}) | skip != (there[what] or {}) | skip:
+            raise ValueError(f"{what} of {guide!r} is {there[what]}; expected that of {name!r}, {card[what]}")
+    if not takes_labels(there):
+        raise ValueError(f"the guide {guide!r} takes no labels; name one that does, as {name!r} does")
+
+
+def load_drawer(
+    name: Path | str,
+    num_steps: int | None = None,
+    guidance: float | None = None,
+    guide: Path | str | None = None,
+    interval: tuple[int, int] | None = None,
+    device: torch.device | str = "cpu",
+) -> Drawer:
+    """Return what draws with a published network, or with one in a folder that a training wrote.
+
+    `guidance` w leads away from the network itself without labels, or from a weaker network `guide`; `interval`
+    (first, last) limits that to these steps (see `guided`). The processes of `accelerate launch` share the work.
+    ValueError for a request that the network cannot fulfil, WeightsError for missing or damaged weights.
+    """
+    card = read_card(name)
+    max_steps = build_process(card).max_steps
+    check_request(name, card, max_steps, num_steps, guidance)
+    for what, value in (("guide", guide), ("interval", interval)):
+        if value is not None and guidance is None:
+            raise ValueError(f"{what} is {value!r}; give a guidance, too, which says how far to lead")
+    if interval is not None and not 0 <= interval[0] <= interval[1] < max_steps:
+        raise ValueError(f"interval is {interval}; expected two of the steps 0 to {max_steps - 1}, in order")
+    drawer = drawer_of(card, load_pretrained(name, device), num_steps, device)
+    if guidance is None:
+        return replace(drawer, shared=True)
+    check_guide(name, card, guide)
+    weak = load_drawer(guide, device=device).model if guide is not None else None
+    return replace(drawer, model=guided(drawer.model, guidance, interval, weak), shared=True)

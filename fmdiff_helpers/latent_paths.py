@@ -1,0 +1,93 @@
+"""Paths through a latent space: recorded chains, there and back, and from one garment to another."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from fmdiff_helpers.batching import in_batches
+from fmdiff_helpers.data import to_model
+from fmdiff_helpers.diffusion import add_noise
+from fmdiff_helpers.drawing import Drawer
+from fmdiff_helpers.samplers import invert_ddim, sample_ddim, slerp
+from fmdiff_helpers.schedules import Schedule
+
+
+def record_chain(
+    model: Callable,
+    x: Tensor,
+    schedule: Schedule,
+    generator: torch.Generator | None = None,
+    num_steps: int | None = None,
+    y: Tensor | None = None,
+    eta: float = 0.0,
+) -> tuple[Tensor, list[int]]:
+    """Return every state of a chain from noise x (B, ...) to the sample, (K + 1, B, ...), and the K steps t taken.
+
+    Arguments are those of `sample_ddim`, whose sample comes last; latents are not clipped. Built in lesson 07.
+    """
+    steps = []
+    sample = sample_ddim(model, x, schedule, generator, num_steps, y, math.inf, eta, steps.append)
+    return torch.stack([*(step.xt for step in steps), sample]), [step.t for step in steps]
+
+
+def draw_chain(drawer: Drawer, y: Tensor, seed: int = 0) -> tuple[Tensor, list[int]]:
+    """Record chains (K + 1, B, ...) of DDIM for the labels y (B,), as `record_chain` does, from noise of a seed.
+
+    `drawer` draws latents.
+    """
+    generator = torch.Generator(drawer.process.device).manual_seed(seed)
+    x = torch.randn((len(y), *drawer.autoencoder.latent_shape), generator=generator, device=generator.device)
+    return record_chain(drawer.model, x, drawer.process.schedule, generator, drawer.num_steps, y.to(x.device))
+
+
+def there_and_back(path: Tensor, times: list[int], schedule: Schedule) -> Tensor:
+    """Return a loop, (2 K + 1, B, ...): the sample noised up to where its chain began, and the chain back to it.
+
+    `path` and `times` are a chain as `record_chain` returns it. There, each state is a draw from q(x_t | x_0) with the
+    noise that the chain began with; back, they are the chain's own: two different ways. Built in lesson 07.
+    """
+    x0, eps = path[-1], path[0]
+    up = [add_noise(x0, torch.full(x0.shape[:1], t, device=x0.device), eps, schedule) for t in reversed(times)]
+    return torch.stack([x0, *up, *path[1:]])
+
+
+def path_length(path: Tensor) -> Tensor:
+    """Return how long ways (K, B, ...) are, as the sum of their steps, (B,). Built in lesson 07."""
+    return (path[1:] - path[:-1]).flatten(2).norm(dim=2).sum(dim=0)
+
+
+def diffusion_path(
+    model: Callable,
+    schedule: Schedule,
+    ends: tuple[Tensor, Tensor],
+    kinds: tuple[int, int],
+    share: Tensor,
+    num_steps: int | None = None,
+) -> Tensor:
+    """Walk between two latents `ends` (1, ...) through their noise, to `share` (K,) of the way; returns (K, ...).
+
+    DDIM takes both to noise, an arc leads from the one to the other, and DDIM back, its prediction blended from those
+    for the two `kinds` as `share` says. (Song et al. 2021, section 5.3) Built in lesson 07.
+    """
+    y = [torch.full(share.shape, kind, device=share.device) for kind in kinds]
+    noises = [invert_ddim(model, z, schedule, num_steps, kind[:1]) for z, kind in zip(ends, y, strict=True)]
+
+    def blended(x: Tensor, t: Tensor, _: None = None) -> Tensor:
+        return torch.lerp(model(x, t, y[0]), model(x, t, y[1]), share.reshape(-1, *[1] * (x.ndim - 1)))
+
+    x = slerp(*(noise.expand(len(share), *noise.shape[1:]) for noise in noises), share)
+    return sample_ddim(blended, x, schedule, num_steps=num_steps, clip=math.inf)
+
+
+def principal_axes(z: Tensor, number: int = 2) -> tuple[Tensor, Tensor]:
+    """Return the mean (d,) of points (N, ...) and the `number` directions (d, number) in which they spread most."""
+    z = z.flatten(1)
+    return z.mean(dim=0), torch.linalg.eigh(torch.cov(z.T)).eigenvectors[:, -number:].flip(1)
+
+
+@torch.no_grad()
+def encode(autoencoder: nn.Module, images: Tensor) -> Tensor:
+    """Return the standardised latents (N, d) of images uint8 (N, 1, 28, 28)."""
+    return in_batches(lambda part: autoencoder.to_latent(to_model(part)), images).flatten(1)

@@ -1,0 +1,63 @@
+"""Pictures of a latent space: its map, chains on it, and what an autoencoder makes of images."""
+
+import torch
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.offsetbox import AnnotationBbox, OffsetImage
+from torch import Tensor, nn
+
+from fmdiff_helpers.data import CLASS_NAMES, to_model, to_uint8
+from fmdiff_helpers.latent_paths import encode, principal_axes
+from fmdiff_helpers.plots import class_clouds, image_grid
+
+
+def latent_map(autoencoder: nn.Module, images: Tensor, labels: Tensor, method: str = "pca") -> Figure:
+    """Draw where an autoencoder puts images uint8 (N, 1, 28, 28) of the kinds `labels` (N,), on a plane.
+
+    `method` "pca" keeps the two directions of most variance; "tsne" keeps neighbours together, and neither distances
+    nor directions: under a minute for 2000 images. (van der Maaten & Hinton 2008)
+    """
+    z = encode(autoencoder, images)
+    if method == "pca":
+        middle, axes = principal_axes(z)
+        return class_clouds((z - middle) @ axes, labels, CLASS_NAMES)
+    from sklearn.manifold import TSNE  # takes seconds, which those who draw no such map need not wait
+
+    figure = class_clouds(torch.from_numpy(TSNE(random_state=0).fit_transform(z.cpu().numpy())), labels, CLASS_NAMES)
+    figure.axes[0].set(xlabel="", ylabel="")  # they mean nothing
+    return figure
+
+
+@torch.no_grad()
+def reconstructions(autoencoder: nn.Module, images: Tensor) -> Figure:
+    """Draw images uint8 (N, 1, 28, 28), what an autoencoder makes of them, and the difference."""
+    x0 = to_model(images)
+    x_hat = autoencoder.from_latent(autoencoder.to_latent(x0))
+    rows = ["picture", "from its latent", "difference"]
+    return image_grid(torch.cat([x0, x_hat, x_hat - x0]), len(x0), row_labels=rows)
+
+
+@torch.no_grad()
+def draw_ways(autoencoder: nn.Module, paths: Tensor, images: Tensor, labels: Tensor, size: float = 7) -> Figure:
+    """Draw chains (K + 1, B, ...) of `record_chain` on the map of `latent_map`, each with the garment at its end."""
+    z = encode(autoencoder, images)
+    middle, axes = principal_axes(z)
+    figure = class_clouds((z - middle) @ axes, labels, CLASS_NAMES, size)
+    ways = ((paths.flatten(2) - middle) @ axes).cpu().numpy()
+    for way, garment in zip(ways.swapaxes(0, 1), to_uint8(autoencoder.from_latent(paths[-1])).cpu(), strict=True):
+        figure.axes[0].plot(*way.T, color="black", marker="o", markevery=[0], markersize=7)
+        picture = OffsetImage(garment[0].numpy(), zoom=1, cmap="gray", norm=Normalize(0, 255))
+        above = {"xybox": (0, 24), "boxcoords": "offset points"}  # so that it does not hide a short way
+        figure.axes[0].add_artist(AnnotationBbox(picture, way[-1], pad=0.1, **above))
+    return figure
+
+
+@torch.no_grad()
+def chain_figures(
+    autoencoder: nn.Module, path: Tensor, times: list[int], images: Tensor, labels: Tensor, columns: int = 9
+) -> list[Figure]:
+    """Draw one chain (K + 1, ...) of `record_chain`: its pictures, and its way on the map of `latent_map`."""
+    shown = torch.linspace(0, len(times), min(columns, len(path))).round().long().tolist()
+    heads = [f"t = {times[k]}" if k < len(times) else "sample" for k in shown]
+    pictures = image_grid(autoencoder.from_latent(path[shown]), len(shown), heads)
+    return [pictures, draw_ways(autoencoder, path[:, None], images, labels)]

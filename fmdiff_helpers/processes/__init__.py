@@ -1,0 +1,18 @@
+"""Processes: one file for each way in which a network learns and draws. A card names one, and gives its arguments.
+
+Every process has
+
+    from_card(card, device)              build it, with its tables on a device
+    draw(x0, generator)                  draw the random numbers of a training step, as tensors (B, ...)
+    training_loss(num_steps)             return loss(model, x0, y, *drawn) -> (B,); an nn.Module if it has a memory
+    validate(model, x0, y)               return {"loss": ...} and other measures on images held out
+    max_steps                            the most steps that drawing takes; 0 where the network draws nothing
+
+and, if it draws,
+
+    device, shape                        where its random numbers come from, and the shape of what it draws
+    predictor(network)                   return what `sample` takes as its model
+    sample(model, x, generator, ...)     walk from noise x ~ N(0, I) to samples
+
+These methods are all that training, the command and the leaderboard need to know.
+"""

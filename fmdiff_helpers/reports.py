@@ -1,0 +1,35 @@
+"""How the command prints what was measured: tables for people."""
+
+HEADS = {"measures": "mean", "floor": "floor", "ceiling": "ceiling"}
+BOARD = ("fd", "kd", "precision", "recall", "label_accuracy", "copying", "seconds")
+
+
+def evaluation_table(columns: dict[str, dict[str, tuple[float, float]]]) -> str:
+    """Return a table: a line for each measure, mean and spread for each column, {"floor": {"fd": (1, 0.1)}}."""
+    lines = [f"{'':<14}" + "".join(f"{HEADS[column]:>10}{'spread':>10}" for column in columns)]
+    for measure in {name: None for values in columns.values() for name in values}:
+        row = (values.get(measure) for values in columns.values())
+        cells = (f"{cell[0]:>10.4f}{cell[1]:>10.4f}" if cell else " " * 20 for cell in row)
+        lines.append(f"{measure:<14}{''.join(cells)}".rstrip())
+    return "\n".join(lines)
+
+
+def board_head(n: int, seeds: int, device: object) -> str:
+    """Return the first two lines of the leaderboard."""
+    about = f"{n} images for each of {seeds} seeds, mean ± spread, on {device}; seconds are for 1,000 images"
+    return about + "\n" + " " * 28 + "".join(f"{measure:>20}" for measure in BOARD)
+
+
+def board_line(row: str, found: dict[str, tuple[float, float]]) -> str:
+    """Return a line of the leaderboard."""
+    cells = (f"{found[m][0]:8.3f} ± {found[m][1]:5.3f}" if m in found else "" for m in BOARD)
+    return f"{row:<28}{''.join(f'{cell:>20}' for cell in cells)}".rstrip()
+
+
+def describe_request(
+    num_steps: int | None, guidance: float | None, guide: str | None, interval: tuple[int, int] | None
+) -> str:
+    """Say how samples were drawn: "50 steps, guidance 2 away from unet, at steps 60 to 139, "; nothing by default."""
+    text = f"{num_steps} steps, " if num_steps else ""
+    text += "" if guidance is None else f"guidance {guidance:g}{f' away from {guide}' if guide else ''}, "
+    return text + (f"at steps {interval[0]} to {interval[1]}, " if interval else "")

@@ -1,0 +1,210 @@
+"""The state of a training: its network, averaged weights, optimizer and history, and one method for each thing done.
+
+A training needs two functions. `draw(x0, generator)` returns all the randomness of a step as tensors (B, ...), and
+`loss_fn(model, x0, y, *drawn)` the loss of each image (B,). Drawn apart from the loss, the same randomness can be
+split over several processes, or fixed once for validation. A loss with a memory is an nn.Module; checkpoints keep it.
+"""
+
+import copy
+import math
+import platform
+import time
+from collections.abc import Callable
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm.auto import tqdm
+
+from fmdiff_helpers.batching import this_process
+from fmdiff_helpers.data import to_model
+
+REPORT_EVERY = 50  # steps between two points of the loss curve
+# A recipe that leaves these out means these. `lr` is the highest learning rate, reached after `warmup` steps. Then the
+# rate falls to `floor` times that in each of `cycles` equal parts of the training. The norm of a gradient is at most
+# `max_grad_norm`. `every` is the number of steps between two validations and checkpoints.
+DEFAULTS = {
+    "batch_size": 128,
+    "lr": 2e-3,
+    "warmup": 100,
+    "cycles": 1,
+    "floor": 0.0,
+    "weight_decay": 0.0,
+    "max_grad_norm": 1.0,
+    "ema_decay": 0.999,
+    "every": 500,
+    "seed": 0,
+}
+
+
+def best_precision() -> str:
+    """Return the mixed precision that this machine does in hardware: "bf16", "fp16", or "no" on CPUs and mps."""
+    if not torch.cuda.is_available():
+        return "no"  # bf16 on a CPU without bf16 units is ten times slower than float32
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def device_name(device: torch.device) -> str:
+    """Name the hardware, for the card: the GPU's own name, or how many threads of which processor; and how often."""
+    name = f"{device.type}, {torch.get_num_threads()} threads, {platform.machine()}"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else name
+    return name if this_process().num_processes == 1 else f"{this_process().num_processes} x ({name})"
+
+
+def learning_rate(step: int, steps: int, warmup: int, cycles: int = 1, floor: float = 0.0) -> float:
+    """Return the share of the full learning rate at a step: a linear rise, then `cycles` half cosines down to `floor`.
+
+    (Loshchilov & Hutter 2017, eq. 5, with cycles of equal length)
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    cosine = math.cos(math.pi * (cycles * (step - warmup) / max(1, steps - warmup) % 1))
+    return floor + (1 - floor) * 0.5 * (1 + cosine)
+
+
+class Run:
+    """The state of a training: everything that a checkpoint holds, and one method for each thing that happens to it.
+
+    `batch_size` counts the images of all processes together, so that a recipe means the same on every machine.
+    """
+
+    def __init__(self, model: nn.Module, loss_fn: Callable, draw: Callable, card: dict):
+        this_process()
+        self.accelerator = Accelerator(mixed_precision=best_precision())
+        self.loss_fn, self.draw, self.card, self.recipe = loss_fn, draw, card, card["recipe"]
+        # Gains on one CPU core (benchmarks/tricks.py): channels_last 1 to 6 % for U-Nets, nothing for the transformer;
+        # the fused optimizer 0 to 4 %.
+        self.plain = model.to(self.accelerator.device, memory_format=torch.channels_last)
+        optimizer = torch.optim.AdamW(
+            model.parameters(), self.recipe["lr"], weight_decay=self.recipe["weight_decay"], fused=True
+        )
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        # Parameters only. Averaging buffers too would slowly corrupt the tables that some projects keep there.
+        self.ema = AveragedModel(self.plain, use_buffers=False)
+        # The average is what counts in the end, so validation measures it in float32.
+        self.accelerator.unwrap_model(self.ema.module, keep_fp32_wrapper=False)
+        self.ema.eval()
+        self.generator = torch.Generator(self.accelerator.device)
+        self.step, self.epoch, self.seconds, self.history = 0, None, 0.0, []
+        self.remember()
+
+    def average(self) -> None:
+        """Move the averaged parameters a little towards the current ones; faster at first, to forget the start."""
+        decay = min(self.recipe["ema_decay"], (1 + self.step) / (10 + self.step)) if self.step > 1 else 0.0
+        averaged, current = ([p.detach() for p in model.parameters()] for model in (self.ema.module, self.plain))
+        # One call for all weights gains nothing on a CPU; a GPU gets one instruction in place of hundreds.
+        # AveragedModel's own update makes a GPU wait at every step (benchmarks/gpu.py).
+        get_ema_multi_avg_fn(decay)(averaged, current, None)
+        for kept, now in zip(self.ema.module.buffers(), self.plain.buffers(), strict=True):
+            kept.copy_(now)
+
+    def own_part(self, batch: Tensor) -> Tensor:
+        """Return this process's part of a batch."""
+        return batch.chunk(self.accelerator.num_processes)[self.accelerator.process_index]
+
+    def next_batch(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the images and labels of this step: each epoch is shuffled by its own number, so any can be redone."""
+        epoch, k = divmod(self.step, len(images) // self.recipe["batch_size"])
+        if epoch != self.epoch:
+            shuffle = torch.Generator().manual_seed(1000 * self.recipe["seed"] + epoch)
+            self.epoch, self.order = epoch, torch.randperm(len(images), generator=shuffle).to(images.device)
+        index = self.order[k * self.recipe["batch_size"] :][: self.recipe["batch_size"]]
+        batch = images.index_select(0, index)  # five times as fast as images[index] on a CPU
+        return batch if batch.is_floating_point() else to_model(batch), labels[index]
+
+    def draw_step(self, x0: Tensor) -> tuple[Tensor, ...]:
+        """Return the random numbers of this step, its own whatever was drawn before: any machine can go on with it."""
+        self.generator.manual_seed(1_000_003 * (self.recipe["seed"] + 1) + self.step)
+        return self.draw(x0, self.generator)
+
+    def train_step(self, x0: Tensor, y: Tensor) -> Tensor:
+        """Take one step down the loss of a batch; return the loss, still on the device."""
+        drawn = self.draw_step(x0)
+        course = (self.recipe[key] for key in ("steps", "warmup", "cycles", "floor"))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe["lr"] * learning_rate(self.step, *course)
+        self.optimizer.zero_grad()
+        loss = self.loss_fn(self.model, *map(self.own_part, (x0, y, *drawn))).mean()
+        self.accelerator.backward(loss)
+        self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe["max_grad_norm"])
+        self.optimizer.step()
+        self.step += 1
+        self.average()
+        return loss.detach()
+
+    def validation(self, validate: Callable) -> dict:
+        """Return what `validate` says of the averaged weights, in float32."""
+        with torch.no_grad():
+            return validate(self.ema.module)
+
+    def advance(self, images: Tensor, labels: Tensor, validate: Callable, bar: tqdm) -> dict:
+        """Take steps up to the next point of the loss curve and return it; FloatingPointError if it is not finite."""
+        start, every = time.monotonic(), self.recipe["every"]
+        first, total = self.step, 0.0
+        ends = (first - first % stride + stride for stride in (REPORT_EVERY, every))
+        end = min(*ends, self.recipe["steps"])
+        while self.step < end:
+            total += self.train_step(*self.next_batch(images, labels))
+            bar.update()
+        loss = self.accelerator.reduce(total, "mean").item() / (end - first)
+        finite = torch.stack([p.isfinite().all() for p in self.plain.parameters()]).all()  # a GPU is waited for once
+        if not (math.isfinite(loss) and finite):
+            self.give_up(loss)
+        point = {"step": end, "loss": loss}
+        if end % every == 0 or end == self.recipe["steps"]:
+            point["validation"] = self.validation(validate)
+            if not math.isfinite(point["validation"]["loss"]):
+                self.give_up(point["validation"]["loss"])
+        self.seconds += time.monotonic() - start
+        self.history.append(point)
+        return point
+
+    def remember(self) -> None:
+        """Keep a copy of everything, to go back to if the next steps fail or are cut short."""
+        self.good = copy.deepcopy(self.state())
+
+    def give_up(self, loss: float) -> None:
+        """Go back to the last good weights and say so."""
+        failed = self.step
+        self.load_state(self.good)
+        raise FloatingPointError(
+            f"the loss was {loss:.3g} and the weights not all finite after step {failed}; the network has its weights "
+            f"of step {self.step} again. Lower lr, which is {self.recipe['lr']:g}, or look for a division by 0"
+        )
+
+    def full_card(self) -> dict:
+        """Return the card with how the training went so far: where, for how long, and how each validation ended."""
+        history = [point for point in self.history if "validation" in point]
+        device = device_name(self.accelerator.device)
+        return self.card | {"device": device, "seconds": round(self.seconds), "history": history}
+
+    def state(self) -> dict:
+        """Return all that makes the next step what it would have been."""
+        return {
+            "card": self.card,
+            "step": self.step,
+            "seconds": self.seconds,
+            "history": self.history,
+            "model": self.plain.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
+            "loss": self.loss_fn.state_dict() if isinstance(self.loss_fn, nn.Module) else None,
+            "rng": [torch.get_rng_state(), *torch.cuda.get_rng_state_all()],  # for networks with dropout
+        }
+
+    def load_state(self, state: dict) -> None:
+        """Go on where `state` was taken, here or on another kind of machine: what only one of them has is left out."""
+        self.step, self.seconds, self.history = state["step"], state["seconds"], list(state["history"])
+        self.plain.load_state_dict(state["model"])
+        self.ema.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.accelerator.scaler and state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        if isinstance(self.loss_fn, nn.Module):
+            self.loss_fn.load_state_dict(state["loss"] or {})  # None where the loss had no memory, and was no module
+        rng, *cuda = state["rng"]
+        torch.set_rng_state(rng)
+        if len(cuda) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(cuda)
