@@ -1,8 +1,8 @@
-"""The forward process q in closed form, its posterior, the three ways to say what the noise was, and the loss.
+"""The forward process q in closed form, its posterior, the three things a network can predict, and the losses.
 
 x0 is data, eps is noise drawn from N(0, I), xt is their mix after step t. t is an int64 tensor of shape (B,) with
 values 0 to T - 1, one step for each image; images are floating-point tensors of shape (B, ...), all on one device.
-Bad input is a ValueError that names the argument, what it was and what was expected.
+Bad input raises a ValueError that names the argument, its value and what was expected.
 """
 
 from collections.abc import Callable
@@ -25,13 +25,13 @@ def check_step(schedule: Schedule, t: Tensor, **images: Tensor) -> None:
     if not isinstance(t, Tensor) or t.dtype != torch.int64 or tuple(t.shape) != batch:
         found = f"{t.dtype} of shape {tuple(t.shape)}" if isinstance(t, Tensor) else repr(t)
         raise ValueError(f"t is {found}; expected int64 of shape {batch}: one step for each of the images")
-    # On an accelerator, reading t would make Python wait for the device; its own index check catches t >= T there.
+    # On a GPU, reading t would make Python wait for the device. There, PyTorch's own index check catches t >= T.
     if t.device.type == "cpu" and t.numel() and not (0 <= t.min() and t.max() < schedule.T):
         raise ValueError(f"t runs from {t.min()} to {t.max()}; expected steps 0 to T - 1 = {schedule.T - 1}")
 
 
 def at(table: Tensor, t: Tensor, x: Tensor) -> Tensor:
-    """Pick `table[t]`, one number for each image, shaped (B, 1, ...) and typed to multiply `x`. Built in lesson 01."""
+    """Return `table[t]` with the shape (B, 1, ...) and the dtype to multiply images `x`. Built in lesson 01."""
     return table[t].to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
 
 
@@ -61,43 +61,43 @@ def posterior(x0: Tensor, xt: Tensor, t: Tensor, schedule: Schedule) -> tuple[Te
 
 
 def x0_from_eps(xt: Tensor, t: Tensor, eps: Tensor, schedule: Schedule) -> Tensor:
-    """Return the x0 that `xt` and its noise imply. (Ho et al. 2020, eq. 15)"""
+    """Return the x0 implied by `xt` and its noise. (Ho et al. 2020, eq. 15)"""
     check_step(schedule, t, xt=xt, eps=eps)
     return (xt - at(schedule.noise_scale, t, xt) * eps) / at(schedule.signal_scale, t, xt)
 
 
 def eps_from_x0(xt: Tensor, t: Tensor, x0: Tensor, schedule: Schedule) -> Tensor:
-    """Return the noise that `xt` and its x0 imply. (Ho et al. 2020, eq. 15, solved for the noise)"""
+    """Return the noise implied by `xt` and its x0. (Ho et al. 2020, eq. 15, solved for the noise)"""
     check_step(schedule, t, xt=xt, x0=x0)
     return (xt - at(schedule.signal_scale, t, xt) * x0) / at(schedule.noise_scale, t, xt)
 
 
 def velocity(x0: Tensor, t: Tensor, eps: Tensor, schedule: Schedule) -> Tensor:
-    """Return v, the direction in which xt turns from x0 towards eps. (Salimans & Ho 2022, section 4)"""
+    """Return v, the direction in which xt moves from x0 towards eps. (Salimans & Ho 2022, section 4)"""
     check_step(schedule, t, x0=x0, eps=eps)
     return at(schedule.signal_scale, t, x0) * eps - at(schedule.noise_scale, t, x0) * x0
 
 
 def x0_from_v(xt: Tensor, t: Tensor, v: Tensor, schedule: Schedule) -> Tensor:
-    """Return the x0 that `xt` and its v imply. (Salimans & Ho 2022, section 4)"""
+    """Return the x0 implied by `xt` and its v. (Salimans & Ho 2022, section 4)"""
     check_step(schedule, t, xt=xt, v=v)
     return at(schedule.signal_scale, t, xt) * xt - at(schedule.noise_scale, t, xt) * v
 
 
 def eps_from_v(xt: Tensor, t: Tensor, v: Tensor, schedule: Schedule) -> Tensor:
-    """Return the noise that `xt` and its v imply. (Salimans & Ho 2022, appendix D)"""
+    """Return the noise implied by `xt` and its v. (Salimans & Ho 2022, appendix D)"""
     check_step(schedule, t, xt=xt, v=v)
     return at(schedule.noise_scale, t, xt) * xt + at(schedule.signal_scale, t, xt) * v
 
 
 def draw_noise(x0: Tensor, generator: torch.Generator, schedule: Schedule) -> tuple[Tensor, Tensor]:
-    """Draw what a training step needs: t (B,), each step as likely as the next, and eps like x0, on x0's device."""
+    """Draw t (B,), uniform over all steps, and eps, shaped like x0, on x0's device: what a training step needs."""
     t = torch.randint(schedule.T, x0.shape[:1], generator=generator, device=x0.device)
     return t, torch.randn(x0.shape, generator=generator, device=x0.device)
 
 
 def simple_loss(model: Callable, x0: Tensor, y: Tensor | None, t: Tensor, eps: Tensor, schedule: Schedule) -> Tensor:
-    """Return L_simple for each image, (B,): how far the predicted noise is from `eps`. (Ho et al. 2020, eq. 14)
+    """Return L_simple for each image, (B,): the mean squared error of the predicted noise. (Ho et al. 2020, eq. 14)
 
     `model` is called as model(xt, t, y). Built in lesson 03.
     """
@@ -106,13 +106,13 @@ def simple_loss(model: Callable, x0: Tensor, y: Tensor | None, t: Tensor, eps: T
 
 
 def x0_loss(model: Callable, x0: Tensor, y: Tensor | None, t: Tensor, eps: Tensor, schedule: Schedule) -> Tensor:
-    """Return, for each image, (B,), how far the x0 that `model` predicts is from `x0`, squared. (Li & He 2025)"""
+    """Return the mean squared error of the predicted x0 for each image, (B,). (Li & He 2025)"""
     x0_hat = model(add_noise(x0, t, eps, schedule), t, y)
     return (x0_hat - x0).square().flatten(1).mean(dim=1)
 
 
 def v_loss(model: Callable, x0: Tensor, y: Tensor | None, t: Tensor, eps: Tensor, schedule: Schedule) -> Tensor:
-    """Return, for each image, (B,), how far the v that `model` predicts is from `velocity`, squared.
+    """Return the mean squared error of the predicted v for each image, (B,).
 
     (Salimans & Ho 2022, section 4) Built in lesson 05.
     """
@@ -121,7 +121,7 @@ def v_loss(model: Callable, x0: Tensor, y: Tensor | None, t: Tensor, eps: Tensor
 
 
 def validation_grid(x0: Tensor, schedule: Schedule, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Return t (B,), spread evenly from 0 to T - 1, and eps like x0: the same at each call, so that losses compare."""
+    """Return t (B,), evenly spaced from 0 to T - 1, and eps like x0; both are the same at each call."""
     t = torch.arange(len(x0)) * schedule.T // len(x0)
     eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed))
     return t.to(x0.device), eps.to(x0.device)
@@ -135,9 +135,9 @@ def validation_loss(
     loss_fn: Callable = simple_loss,
     bins: int = 10,
 ) -> dict[str, float | list[float]]:
-    """Return the mean of a loss on the validation grid and its means over `bins` equal ranges of t, low to high.
+    """Return the mean of a loss on the validation grid and its means over `bins` equal ranges of t, from low to high.
 
-    ValueError where there are fewer images than ranges.
+    ValueError if there are fewer images than ranges.
     """
     if len(x0) < bins:
         raise ValueError(f"x0 has {len(x0)} images; expected at least {bins}, one for each range of t: take more")
@@ -148,10 +148,10 @@ def validation_loss(
 
 
 def pixel_baseline(x0: Tensor, schedule: Schedule) -> Tensor:
-    """Return, for each t, L_simple of the best denoiser that knows only each pixel's mean and variance, shape (T,).
+    """Return L_simple at each t of the best denoiser that knows only each pixel's mean and variance, shape (T,).
 
-    For a Gaussian pixel of variance s^2 what is left of the noise is a^2 s^2 / (a^2 s^2 + b^2), a and b being the
-    schedule's signal and noise scale; `x0` (N, ...) are the images that s is estimated from.
+    For a Gaussian pixel of variance s^2 it is a^2 s^2 / (a^2 s^2 + b^2), where a and b are the schedule's signal and
+    noise scale; s is estimated from the images `x0` (N, ...).
     """
     variance = x0.cpu().double().var(dim=0).flatten()  # not on the device: mps has no float64
     signal, noise = schedule.alpha_bar[:, None] * variance.to(schedule.beta), 1 - schedule.alpha_bar[:, None]

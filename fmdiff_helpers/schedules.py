@@ -1,7 +1,7 @@
 """Noise schedules: how much of the picture each step keeps.
 
-Steps are numbered from 0, the least noisy, to T - 1, the most. Everything here is float64 on the CPU, because
-1 - alpha_bar loses its last digits in float32; `Schedule.to` moves the finished tables to another device.
+Steps are numbered from 0, the least noisy, to T - 1, the noisiest. Everything here is float64 on the CPU, because
+1 - alpha_bar is inaccurate in float32; `Schedule.to` moves the finished tables to another device.
 """
 
 import copy
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 import torch
 from torch import Tensor
 
-# Below this last signal-to-noise ratio we say that a chain ends in noise: at most 3.2 % of the picture is left.
+# A chain ends in noise if its last signal-to-noise ratio is below this: at most 3.2 % of the picture is left.
 NOISE_SNR = 1e-3
 
 
@@ -22,7 +22,7 @@ def ramp(T: int) -> Tensor:
 
 
 def fence_posts(T: int) -> Tensor:
-    """Return T + 1 evenly spaced float64 values from 0 to 1, the ends of T steps; ValueError unless T is at least 2."""
+    """Return T + 1 evenly spaced float64 values from 0 to 1, the edges of T steps; ValueError unless T >= 2."""
     check_T(T)
     return torch.linspace(0, 1, T + 1, dtype=torch.float64)
 
@@ -39,10 +39,10 @@ def linear_beta(T: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Ten
 
 
 def rescaled_linear_beta(T: int) -> Tensor:
-    """Return the linear schedule with both ends times 1000/T, shape (T,), T above 20. (Nichol & Dhariwal 2021, code)
+    """Return the linear schedule times 1000/T, shape (T,), for T above 20. (Nichol & Dhariwal 2021, code)
 
-    The sum of beta is then the same for every T. At T = 20 or less the last beta would reach 1, which `Schedule`
-    refuses. Built in lesson 01.
+    The sum of beta is then the same for every T. At T = 20 or less the last beta would reach 1, and `Schedule` raises
+    ValueError. Built in lesson 01.
     """
     return linear_beta(T) * 1000 / T
 
@@ -58,7 +58,7 @@ def sigmoid_beta(T: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Te
 
 
 def cosine_beta(T: int, s: float = 0.008) -> Tensor:
-    """Return beta for which alpha_bar falls as a squared cosine, shape (T,). (Nichol & Dhariwal 2021, eq. 17)
+    """Return the beta that makes alpha_bar a squared cosine, shape (T,). (Nichol & Dhariwal 2021, eq. 17)
 
     beta is at most 0.999, which lifts the last alpha_bar from 0 to 2.4e-9 at T = 1000. Built in lesson 01.
     """
@@ -70,8 +70,8 @@ def cosine_beta(T: int, s: float = 0.008) -> Tensor:
 class Schedule:
     """Hold the tables of a chain, each of shape (T,), indexed by t = 0 (least noisy) to T - 1.
 
-    Made from `beta` alone, a 1-d floating-point tensor with values strictly between 0 and 1; anything else is a
-    ValueError. `alpha_bar_prev[t]` is `alpha_bar[t - 1]`, and 1 at t = 0: the clean image itself.
+    All are computed from `beta`, a 1-d floating-point tensor with values strictly between 0 and 1; ValueError for
+    anything else. `alpha_bar_prev[t]` is `alpha_bar[t - 1]`, and 1 at t = 0: the clean image itself.
     (Ho et al. 2020, section 2)
     """
 
@@ -97,7 +97,7 @@ class Schedule:
             "log_snr": alpha_bar.log() - torch.log1p(-alpha_bar),
         }
         for name, table in tables.items():
-            object.__setattr__(self, name, table)  # a frozen dataclass blocks plain assignment, here too
+            object.__setattr__(self, name, table)  # a frozen dataclass blocks plain assignment even here
 
     @property
     def T(self) -> int:
@@ -106,11 +106,11 @@ class Schedule:
 
     @property
     def log_snr_db(self) -> Tensor:
-        """Return the signal-to-noise ratio in decibel, 10 log10(alpha_bar / (1 - alpha_bar)), shape (T,)."""
+        """Return the signal-to-noise ratio in decibels, 10 log10(alpha_bar / (1 - alpha_bar)), shape (T,)."""
         return self.log_snr * (10 / math.log(10))
 
     def to(self, device: torch.device | str) -> "Schedule":
-        """Return the same schedule with its tables on `device`; in float32 on Apple's mps, which has no float64."""
+        """Return the schedule with its tables on `device`; in float32 on Apple's mps, which has no float64."""
         dtype = torch.float32 if torch.device(device).type == "mps" else torch.float64
         moved = copy.copy(self)
         for table in fields(self):
@@ -123,7 +123,7 @@ def check_beta(beta: Tensor) -> None:
     if not isinstance(beta, Tensor) or beta.ndim != 1 or len(beta) == 0 or not beta.is_floating_point():
         found = f"{beta.dtype} of shape {tuple(beta.shape)}" if isinstance(beta, Tensor) else repr(beta)
         raise ValueError(f"beta is {found}; expected a floating-point tensor of shape (T,), such as linear_beta(1000)")
-    bad = ~((beta > 0) & (beta < 1))  # written so that nan is bad too
+    bad = ~((beta > 0) & (beta < 1))  # written this way, nan is bad too
     if bad.any():
         t = int(bad.nonzero()[0])
         raise ValueError(
@@ -133,12 +133,12 @@ def check_beta(beta: Tensor) -> None:
 
 
 def ends_in_noise(schedule: Schedule) -> bool:
-    """Tell whether the last signal-to-noise ratio is below `NOISE_SNR`, so that sampling may start from N(0, I)."""
+    """Tell whether sampling may start from N(0, I): the last signal-to-noise ratio is below `NOISE_SNR`."""
     return bool(schedule.log_snr[-1].exp() < NOISE_SNR)
 
 
 def describe_end(schedule: Schedule) -> str:
-    """Say how much of the picture the last step keeps, whether that is noise, and what to do if it is not."""
+    """Return a sentence: how much of the picture the last step keeps, whether that is noise, and what to do if not."""
     kept, snr = schedule.signal_scale[-1].item(), schedule.log_snr_db[-1].item()
     verdict = "noise." if ends_in_noise(schedule) else "NOT noise: try cosine_beta or rescaled_linear_beta."
     return f"T = {schedule.T}: {kept:.2%} of x0 is left at the end (SNR {snr:.1f} dB), {verdict}"

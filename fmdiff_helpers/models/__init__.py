@@ -1,1 +1,1 @@
-"""The networks of the series, one to a file; they import nothing of ours."""
+"""The networks of the series, one per file. They import nothing else from this package."""

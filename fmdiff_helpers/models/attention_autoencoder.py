@@ -1,11 +1,11 @@
-"""An autoencoder to 64 numbers whose blocks weigh their channels anew for each picture."""
+"""An autoencoder that turns a picture into 64 numbers; its blocks use channel attention."""
 
 import torch
 from torch import Tensor, nn
 
 
 class ChannelAttention(nn.Module):
-    """Weigh each channel of x (B, C, H, W) by what the picture has in all of them, on average over its places.
+    """Weigh each channel of x (B, C, H, W); the weights depend on the mean of each channel over the picture.
 
     (Hu et al. 2018, section 3) Built in lesson 07.
     """
@@ -21,12 +21,12 @@ class ChannelAttention(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x, each channel times its weight between 0 and 1."""
+        """Return x with each channel times its weight, a number between 0 and 1."""
         return x * self.weigh(x)
 
 
 class AttentionBlock(nn.Module):
-    """Add two convolutions of x (B, C, H, W), their channels weighed, to x.
+    """Add to x (B, C, H, W) two convolutions of x, with their channels weighed.
 
     (Zhang et al. 2018, section 3.3) Built in lesson 07.
     """
@@ -44,11 +44,11 @@ class AttentionBlock(nn.Module):
 
 
 class AttentionAutoencoder(nn.Module):
-    """Encode images (B, 1, 28, 28) to 64 numbers (B, 1, 8, 8) and decode those; `width` channels at 16 x 16.
+    """Encode images (B, 1, 28, 28) to 64 numbers (B, 1, 8, 8) and decode them; `width` is the channels at 16 x 16.
 
-    With `places` the numbers are a map: each belongs to 4 x 4 pixels and their surroundings. Without, each may speak of
-    the whole picture, and their order means nothing. `shift` and `scale` (1, 8, 8) standardise latents; training
-    measures them, and they lie with the weights.
+    With `places` the numbers are a map: each belongs to 4 x 4 pixels and their surroundings. Without, each number can
+    depend on the whole picture, and their order means nothing. `shift` and `scale` (1, 8, 8) standardise latents;
+    training measures them, and they are saved with the weights.
     """
 
     latent_shape = (1, 8, 8)
@@ -57,7 +57,7 @@ class AttentionAutoencoder(nn.Module):
         super().__init__()
         self.places = places
         self.encoder = nn.Sequential(
-            nn.ConstantPad2d(2, -1.0),  # 28 pixels halve to 14 and 7, and 32 to 16 and 8
+            nn.ConstantPad2d(2, -1.0),  # 28 pixels can be halved to 14 and 7, and 32 to 16 and 8
             nn.Conv2d(1, width, 4, stride=2, padding=1),
             AttentionBlock(width),
             nn.ReLU(),
@@ -66,7 +66,7 @@ class AttentionAutoencoder(nn.Module):
             nn.ReLU(),
             nn.Conv2d(2 * width, 1, 1) if places else nn.Conv2d(2 * width, 64, 8),
         )
-        # Kernels as large as their stride write each pixel once: none is brighter only for where it lies.
+        # Kernels as large as their stride write each pixel once, so there is no checkerboard pattern.
         self.decoder = nn.Sequential(
             nn.Conv2d(1, 2 * width, 1) if places else nn.ConvTranspose2d(64, 2 * width, 8),
             AttentionBlock(2 * width),
@@ -88,7 +88,7 @@ class AttentionAutoencoder(nn.Module):
         return self.encoder(x0).reshape(-1, *self.latent_shape)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Return the images (B, 1, 28, 28) of latents as `encode` gives them."""
+        """Return the images (B, 1, 28, 28) of latents from `encode`."""
         return self.decoder(z if self.places else z.reshape(-1, 64, 1, 1))
 
     def to_latent(self, x0: Tensor) -> Tensor:
@@ -100,5 +100,5 @@ class AttentionAutoencoder(nn.Module):
         return self.decode(z * self.scale + self.shift)
 
     def forward(self, x0: Tensor) -> Tensor:
-        """Return x_hat, each image as it comes back from its 64 numbers."""
+        """Return x_hat, each image encoded to 64 numbers and decoded again."""
         return self.decode(self.encode(x0))

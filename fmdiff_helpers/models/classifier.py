@@ -1,4 +1,4 @@
-"""The classifier whose features judge all generated garments."""
+"""The classifier; its features are used to measure generated garments."""
 
 import torch
 import torch.nn.functional as F
@@ -7,16 +7,16 @@ from torch.distributed.nn.functional import all_reduce
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Normalise x (B, C, H, W) over the whole batch, also where several processes train on a share of it each.
+    """Normalise x (B, C, H, W) over the whole batch, also if several processes each train on a part of it.
 
-    PyTorch's own SyncBatchNorm does so on GPUs only. (Ioffe & Szegedy 2015, algorithm 1)
+    PyTorch's SyncBatchNorm does this on GPUs only. (Ioffe & Szegedy 2015, algorithm 1)
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """Return a tensor of the same shape as x."""
         if not (self.training and distributed.is_initialized()):
             return super().forward(x)
-        # E[x^2] - E[x]^2 in half precision is wrong where the mean is large, and too large a number where x is.
+        # In half precision, E[x^2] - E[x]^2 is inaccurate if the mean is large, and overflows if x is large.
         kind, x = x.dtype, x.to(torch.promote_types(x.dtype, torch.float32))
         moments = torch.stack([x.mean(dim=(0, 2, 3)), x.square().mean(dim=(0, 2, 3))])
         mean, square = all_reduce(moments) / distributed.get_world_size()
@@ -31,13 +31,13 @@ class BatchNorm(nn.BatchNorm2d):
 
 
 def conv_norm(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
-    """Return a 3x3 convolution with BatchNorm, which halves the picture where `stride` is 2."""
+    """Return a 3x3 convolution followed by BatchNorm; with `stride` 2 it halves the height and width."""
     conv = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
     return nn.Sequential(conv, BatchNorm(out_channels))
 
 
 class ResidualBlock(nn.Module):
-    """Add to x (B, C, H, W) what two convolutions make of it. (He et al. 2016, figure 2)"""
+    """Add two convolutions of x (B, C, H, W) to x. (He et al. 2016, figure 2)"""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -50,7 +50,7 @@ class ResidualBlock(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Tell the ten kinds of garments apart: images (B, 1, 28, 28) in [-1, 1] to logits (B, 10)."""
+    """Classify images (B, 1, 28, 28) in [-1, 1] into the ten kinds of garments; returns logits (B, 10)."""
 
     def __init__(self, width: int = 32, num_classes: int = 10):
         super().__init__()
@@ -67,7 +67,7 @@ class Classifier(nn.Module):
         self.head = nn.Linear(4 * width, num_classes)
 
     def features(self, x: Tensor) -> Tensor:
-        """Return what the last layer sees, (B, 4 * width): the space in which samples are compared with real images."""
+        """Return the input of the last layer, (B, 4 * width); measures compare samples with real images in it."""
         return self.body(x).mean(dim=(2, 3))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What the U-Net and the transformer share: a clock with many hands, and attention without its matrix."""
+"""Sinusoidal time embedding and linear attention, shared by the U-Nets and the transformer."""
 
 import math
 
@@ -17,7 +17,7 @@ def sinusoids(t: Tensor, dim: int) -> Tensor:
 
 
 class TimeEmbedding(nn.Module):
-    """Turn steps t (B,) into vectors (B, 4 * dim) that say how noisy the picture is. (Ho et al. 2020, appendix B)"""
+    """Turn steps t (B,) into vectors (B, 4 * dim) that tell how noisy the picture is. (Ho et al. 2020, appendix B)"""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -30,10 +30,11 @@ class TimeEmbedding(nn.Module):
 
 
 def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Mix the values v (B, heads, n, d) of n places in O(n) time, q and k being of the same shape.
+    """Mix the values v (B, heads, n, d) of n places in O(n) time; q and k have the same shape as v.
 
-    The n x n matrix softmax_d(q) softmax_n(k)^T, never made here, has no negative entry and rows that sum to 1.
+    The weights are the n x n matrix softmax_d(q) softmax_n(k)^T, which is never computed. No entry is negative, and
+    each row sums to 1.
     (Shen et al. 2021, eq. 6) Built in lesson 02.
     """
-    context = k.softmax(dim=-2).transpose(-1, -2) @ v  # (B, heads, d, d): what all places have to say
+    context = k.softmax(dim=-2).transpose(-1, -2) @ v  # (B, heads, d, d): a summary of all places
     return q.softmax(dim=-1) @ context

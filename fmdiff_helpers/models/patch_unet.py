@@ -1,4 +1,4 @@
-"""A U-Net that goes from one size to the next in patches: no pixel is pooled away, none is made up."""
+"""A U-Net that changes size by folding patches into channels and back, without pooling or interpolation."""
 
 from functools import partial
 from itertools import pairwise
@@ -14,8 +14,8 @@ from fmdiff_helpers.models.unet import Attention
 class PatchConv(nn.Module):
     """Fold each patch of patch_size x patch_size pixels into channels, then mix the channels.
 
-    The same function as a convolution whose kernel and stride are `patch_size`. Height and width that do not divide
-    get zeros at the bottom and on the right. (Shi et al. 2016, section 2.2, the other way round) Built in lesson 06.
+    This equals a convolution whose kernel size and stride are `patch_size`. If height or width is no multiple of it,
+    zeros are added at the bottom and on the right. (The inverse of Shi et al. 2016, section 2.2) Built in lesson 06.
     """
 
     def __init__(self, in_channels: int, out_channels: int, patch_size: int = 2):
@@ -31,7 +31,7 @@ class PatchConv(nn.Module):
 
 
 class PatchExpand(nn.Module):
-    """Mix the channels, then unfold them into patches: the way back from `PatchConv`.
+    """Mix the channels, then unfold them into patches: the opposite of `PatchConv`.
 
     (Shi et al. 2016, eq. 4) Built in lesson 06.
     """
@@ -47,16 +47,16 @@ class PatchExpand(nn.Module):
 
 
 def normalise(norm: str, channels: int) -> nn.Module:
-    """Return a layer that brings (B, C, H, W) to mean 0 and variance 1: over "group" or "batch"; ValueError else."""
+    """Return a layer that normalises (B, C, H, W) over "group" or "batch"; ValueError for any other `norm`."""
     if norm not in ("group", "batch"):
         raise ValueError(f"norm is {norm!r}; expected 'group' or 'batch'")
     return nn.GroupNorm(8, channels) if norm == "group" else nn.BatchNorm2d(channels)
 
 
 class DoubleConv(nn.Module):
-    """Two 3x3 convolutions, each normalised, around a shortcut. Built in lesson 06.
+    """Apply two 3x3 convolutions, each normalised, and add a shortcut. Built in lesson 06.
 
-    In between `emb`, what step and label have to say, scales and shifts each channel.
+    Between them, `emb`, the embedding of step and label, scales and shifts each channel.
     (He et al. 2016, figure 2; Perez et al. 2018, eq. 1, for scale and shift)
     """
 
@@ -80,7 +80,7 @@ class DoubleConv(nn.Module):
 
 
 class Down(nn.Module):
-    """Patch by patch to a smaller map, a double convolution there, and attention."""
+    """Fold patches to a smaller map, then apply a double convolution and attention."""
 
     def __init__(self, conv: DoubleConv, attention: bool):
         super().__init__()
@@ -94,7 +94,7 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """Patch by patch to a larger map, the skip beside it, a double convolution over both, and attention."""
+    """Unfold patches to a larger map, join the skip, then apply a double convolution and attention."""
 
     def __init__(self, in_channels: int, conv: DoubleConv, attention: bool):
         super().__init__()
@@ -104,17 +104,17 @@ class Up(nn.Module):
 
     def forward(self, x: Tensor, skip: Tensor, emb: Tensor) -> Tensor:
         """Return a map shaped like `skip` (B, out_channels, H, W) of x (B, in_channels, H / 2, W / 2)."""
-        height, width = skip.shape[2:]  # what `PatchConv` added at the bottom and on the right goes again
+        height, width = skip.shape[2:]  # cut off what `PatchConv` added at the bottom and on the right
         h = self.unfold(x)[:, :, :height, :width]
         return self.attention(self.conv(torch.cat([h, skip], dim=1), emb))
 
 
 class PatchUNet(nn.Module):
-    """Predict v, or the noise, in xt (B, 1, H, W) at step t (B,), given labels y (B,), in the same shape.
+    """Predict v, or the noise, of xt (B, 1, H, W) at step t (B,) with labels y (B,); the shape is that of xt.
 
-    `width` times each of `mults` are the channels of the levels; the outermost has a place for each patch of
-    `patch_size` pixels, by which H and W divide. Label `num_classes` is the null label, which stands for None;
-    `norm` is "group" or "batch". (Ronneberger et al. 2015; Ho et al. 2020, appendix B)
+    The levels have `width` times each of `mults` channels. The outermost level has one place for each patch of
+    `patch_size` x `patch_size` pixels; H and W are multiples of `patch_size`. Label `num_classes` is the null label
+    and means the same as None. `norm` is "group" or "batch". (Ronneberger et al. 2015; Ho et al. 2020, appendix B)
     """
 
     def __init__(
@@ -140,11 +140,11 @@ class PatchUNet(nn.Module):
         self.up = nn.ModuleList(Up(inner, conv(2 * outer, outer), attention) for outer, inner in levels)
         self.last = conv(2 * widths[0], widths[0])
         self.out = PatchExpand(widths[0], 1, patch_size)
-        nn.init.zeros_(self.out.mix.weight)  # the untrained network says 0, the best guess that needs no data
+        nn.init.zeros_(self.out.mix.weight)  # the untrained network predicts 0, the best guess without data
         nn.init.zeros_(self.out.mix.bias)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """Return the prediction, shaped like x; ValueError where x does not divide into patches."""
+        """Return the prediction, shaped like x; ValueError if x does not divide into patches."""
         if x.shape[2] % self.patch_size or x.shape[3] % self.patch_size:
             raise ValueError(f"images are {tuple(x.shape)}; expected height and width that divide by {self.patch_size}")
         emb = self.time(t) + self.label(torch.full_like(t, self.num_classes) if y is None else y)

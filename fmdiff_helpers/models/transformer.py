@@ -1,4 +1,4 @@
-"""A transformer that reads a noisy picture as a sentence of patches and answers with the clean one."""
+"""A transformer that reads a noisy picture as a sequence of patches and predicts the clean picture."""
 
 import math
 
@@ -21,16 +21,17 @@ def patchify(x: Tensor, patch: int) -> Tensor:
 
 
 def unpatchify(tokens: Tensor, patch: int) -> Tensor:
-    """Put patches (B, n, patch^2) together again, as square images (B, 1, S, S). Built in lesson 02."""
+    """Join patches (B, n, patch^2) into square images (B, 1, S, S), as they were before. Built in lesson 02."""
     rows = math.isqrt(tokens.shape[1])
     return rearrange(tokens, "b (r c) (p q) -> b 1 (r p) (c q)", r=rows, p=patch, q=patch)
 
 
 def attention_matrix(q: Tensor, k: Tensor, attention: str) -> Tensor:
-    """Return who listens to whom: the weights (B, heads, n, n) that `attention` gives to the values.
+    """Return the weights (B, heads, n, n) that `attention` gives to the values.
 
-    Each row is one token's shares of all tokens, none negative, 1 in sum. "softmax" is Vaswani et al. 2017, eq. 1, and
-    "linear" Shen et al. 2021, eq. 6. To look at and to test with: the network never makes this matrix.
+    Row i says how much token i takes from each token; no weight is negative, and each row sums to 1. "softmax" is
+    Vaswani et al. 2017, eq. 1, and "linear" is Shen et al. 2021, eq. 6. For plots and tests only: the network never
+    computes this matrix.
     """
     if attention == "linear":
         return q.softmax(dim=-1) @ k.softmax(dim=-2).transpose(-1, -2)
@@ -38,9 +39,9 @@ def attention_matrix(q: Tensor, k: Tensor, attention: str) -> Tensor:
 
 
 class PatchEmbedding(nn.Module):
-    """Turn images (B, 1, S, S) into tokens (B, n, dim), each told where in the picture it stands.
+    """Turn images (B, 1, S, S) into tokens (B, n, dim) and add to each a code of its place in the picture.
 
-    `position` is "learned" or "sinusoidal": half of the numbers for the row, half for the column.
+    `position` is "learned" or "sinusoidal": half of the numbers encode the row, half the column.
     (Dosovitskiy et al. 2021, section 3.1; Vaswani et al. 2017, section 3.5)
     """
 
@@ -63,7 +64,7 @@ class PatchEmbedding(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Let each token of h (B, n, dim) gather from all; `attention` is "linear" or "softmax". Built in lesson 02."""
+    """Let each token of h (B, n, dim) read all tokens; `attention` is "linear" or "softmax". Built in lesson 02."""
 
     def __init__(self, dim: int, heads: int, attention: str):
         super().__init__()
@@ -72,18 +73,19 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(dim, dim)
 
     def split(self, h: Tensor) -> Tensor:
-        """Return queries, keys and values, stacked, (3, B, heads, n, dim / heads)."""
+        """Return queries, keys and values in one tensor (3, B, heads, n, dim / heads)."""
         return rearrange(self.qkv(h), "b n (three h d) -> three b h n d", three=3, h=self.heads)
 
     def forward(self, h: Tensor) -> Tensor:
-        """Return what each token has gathered, (B, n, dim)."""
+        """Return what each token has read, (B, n, dim)."""
         return self.out(rearrange(self.attend(*self.split(h)), "b h n d -> b n (h d)"))
 
 
 class TransformerBlock(nn.Module):
-    """Gather from all tokens, then think alone; both told of step and label. Built in lesson 02.
+    """Apply self-attention, then two layers to each token alone; both depend on step and label. Built in lesson 02.
 
-    Pre-norm, each half added to its input through a gate that starts at 0. (Peebles & Xie 2023, section 3.2)
+    Each half normalises its input first, and its result is added through a gate that starts at 0.
+    (Peebles & Xie 2023, section 3.2)
     """
 
     def __init__(self, dim: int, heads: int, ff_dim: int, attention: str):
@@ -105,10 +107,10 @@ class TransformerBlock(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Predict x0, or v, from xt (B, 1, S, S) at step t (B,), for garments of label y (B,); the shape is that of xt.
+    """Predict x0, or v, of xt (B, 1, S, S) at step t (B,) with labels y (B,); the shape is that of xt.
 
-    S is `image_size`, a multiple of `patch`; `depth` blocks work on tokens of `dim` numbers, a multiple of 8 and of
-    `heads`. `attention` is "linear" or "softmax", `position` "learned" or "sinusoidal".
+    S is `image_size`, a multiple of `patch`. There are `depth` blocks; tokens have `dim` numbers, a multiple of 8 and
+    of `heads`. `attention` is "linear" or "softmax", `position` is "learned" or "sinusoidal".
     (Peebles & Xie 2023; Li & He 2025 for x0 as the target)
     """
 
@@ -136,7 +138,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(TransformerBlock(dim, heads, ff_dim, attention) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
         self.out = nn.Linear(dim, patch**2)
-        nn.init.zeros_(self.out.weight)  # the untrained network answers with grey, the middle of all pictures
+        nn.init.zeros_(self.out.weight)  # the untrained network predicts 0, medium grey
         nn.init.zeros_(self.out.bias)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:

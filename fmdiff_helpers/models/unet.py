@@ -1,4 +1,4 @@
-"""The U-Net of "The Annotated Diffusion Model", put right: every skip is used, every attention row sums to 1."""
+"""The U-Net of "The Annotated Diffusion Model", corrected: every skip is used, every attention row sums to 1."""
 
 import math
 from functools import partial
@@ -12,7 +12,7 @@ from fmdiff_helpers.models.layers import TimeEmbedding, linear_attention
 
 
 class ResNetBlock(nn.Module):
-    """Two convolutions on x (B, C, H, W), the noise level in between as scale and shift. Built in lesson 03.
+    """Add two convolutions of x (B, C, H, W) to x; in between, time scales and shifts each channel. Built in lesson 03.
 
     (He et al. 2016; Nichol & Dhariwal 2021, section 3, for scale and shift)
     """
@@ -36,9 +36,10 @@ class ResNetBlock(nn.Module):
 
 
 class ConvNeXtBlock(nn.Module):
-    """A 7x7 depthwise convolution, then two full ones, as the Annotated Diffusion Model has them.
+    """Apply a 7x7 depthwise convolution, add time, then apply two full convolutions, and add a shortcut.
 
-    The paper has two 1x1 convolutions in place of the full ones (Liu et al. 2022, section 2). Time is added.
+    This follows the Annotated Diffusion Model; the paper has 1x1 convolutions instead of the full ones.
+    (Liu et al. 2022, section 2)
     """
 
     def __init__(self, in_channels: int, out_channels: int, time_dim: int):
@@ -62,7 +63,7 @@ class ConvNeXtBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Let all places of x (B, C, H, W) see each other; linear or full attention, added to x.
+    """Let all places of x (B, C, H, W) see each other, by linear or full attention, and add the result to x.
 
     (Vaswani et al. 2017, section 3.2; Shen et al. 2021)
     """
@@ -70,7 +71,7 @@ class Attention(nn.Module):
     def __init__(self, channels: int, linear: bool):
         super().__init__()
         self.attend = linear_attention if linear else F.scaled_dot_product_attention
-        # Heads of 32 channels, or of more where 32 would not divide them.
+        # Heads have 32 channels, or more if 32 does not divide the channels.
         self.heads = next(n for n in range(max(1, channels // 32), 0, -1) if channels % n == 0)
         self.norm = nn.GroupNorm(1, channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1, bias=False)
@@ -84,7 +85,7 @@ class Attention(nn.Module):
 
 
 class Halve(nn.Conv2d):
-    """Halve the height and width of x (B, C, H, W), each rounded up: an odd one gets a row or column of zeros."""
+    """Halve height and width of x (B, C, H, W), rounded up: an odd size first gets one row or column of zeros."""
 
     def __init__(self, channels: int):
         super().__init__(channels, channels, 2, stride=2)
@@ -95,7 +96,7 @@ class Halve(nn.Conv2d):
 
 
 class Stage(nn.Module):
-    """A block and, after it, attention: the U-Net's unit."""
+    """Apply a block, then attention: the unit that the U-Net repeats."""
 
     def __init__(self, block: type, in_channels: int, out_channels: int, time_dim: int, linear: bool):
         super().__init__()
@@ -110,10 +111,10 @@ class Stage(nn.Module):
 class UNet(nn.Module):
     """Predict the noise in xt (B, channels, H, W) at step t (B,), in the same shape. (Ho et al. 2020, appendix B)
 
-    `width` times each of `mults` are the channels of the levels, from the outside in; `patch` folds that many pixels
-    in both directions into channels first; `depth` is the number of stages of a level, on the way down and again up;
-    `block` is "resnet" or "convnext". H and W divide by patch. With num_classes above 0 labels y (B,) are taken too,
-    `num_classes` itself being the null label, which stands for None.
+    The levels have `width` times each of `mults` channels, from the outside in. First, each `patch` x `patch` pixels
+    are folded into channels; H and W are multiples of `patch`. A level has `depth` stages on the way down and as many
+    on the way up. `block` is "resnet" or "convnext". With num_classes above 0 the network takes labels y (B,);
+    label `num_classes` is the null label and means the same as None.
     """
 
     def __init__(
@@ -156,7 +157,7 @@ class UNet(nn.Module):
             nn.Conv2d(width, patch**2 * channels, 3, padding=1),
             nn.PixelShuffle(patch),
         )
-        nn.init.zeros_(self.out[2].weight)  # the untrained network says "no noise", the best guess that needs no data
+        nn.init.zeros_(self.out[2].weight)  # the untrained network predicts "no noise", the best guess without data
         nn.init.zeros_(self.out[2].bias)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
@@ -174,13 +175,13 @@ class UNet(nn.Module):
         for *stages, double in self.up:
             for stage in stages:
                 skip = skips.pop()
-                height, width = skip.shape[2:]  # an odd size, halved and doubled, is one too large
+                height, width = skip.shape[2:]  # an odd size is one too large after halving and doubling
                 h = stage(torch.cat([h[:, :, :height, :width], skip], dim=1), time)
             h = double(h)
         return self.out(self.last(torch.cat([h, stem], dim=1), time))
 
     def embed(self, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
-        """Check the input and return what all blocks are told: the step and, with labels, the kind of garment."""
+        """Check the input and return the embedding for all blocks: the step and, with labels, the kind of garment."""
         if x.shape[2] % self.patch or x.shape[3] % self.patch:
             raise ValueError(f"images are {tuple(x.shape)}; expected height and width that divide by {self.patch}")
         if y is not None and self.label is None:

@@ -1,4 +1,4 @@
-"""A variational autoencoder: each picture becomes a small cloud of points in a latent, and each point a picture."""
+"""A variational autoencoder: it encodes a picture to a normal distribution in a latent, and decodes any point."""
 
 import math
 
@@ -22,7 +22,7 @@ def reparameterize(mu: Tensor, log_var: Tensor, eps: Tensor) -> Tensor:
 def vae_loss(x_hat: Tensor, x0: Tensor, mu: Tensor, log_var: Tensor, beta: float) -> Tensor:
     """Return half the squared error, summed over the pixels, plus `beta` times the KL divergence, for each image (B,).
 
-    That is beta times the negative ELBO, up to a constant, of a decoder whose pixels have the variance beta.
+    Up to a constant, this is beta times the negative ELBO of a decoder whose pixels have variance beta.
     (Kingma & Welling 2014, eq. 3; Higgins et al. 2017, eq. 4) Built in lesson 04.
     """
     squared_error = (x_hat - x0).square().flatten(1).sum(dim=1)
@@ -30,7 +30,7 @@ def vae_loss(x_hat: Tensor, x0: Tensor, mu: Tensor, log_var: Tensor, beta: float
 
 
 def active_units(mu: Tensor, threshold: float = 0.01) -> int:
-    """Count the numbers of the latent whose mean mu (N, ...) differs from image to image: variance above `threshold`.
+    """Count the numbers of the latent whose mean mu (N, ...) has a variance over the images above `threshold`.
 
     (Burda et al. 2016, section 5.2) Built in lesson 04.
     """
@@ -57,10 +57,10 @@ class ResidualBlock(nn.Module):
 
 
 class VAE(nn.Module):
-    """Encode images (B, 1, 28, 28) to latents (B, channels, grid, grid) and decode those.
+    """Encode images (B, 1, 28, 28) to latents (B, channels, grid, grid) and decode them.
 
-    `grid` is 7, a map of the garment, or 1, a vector without places; `width` is the number of channels at 14 x 14.
-    `shift` and `scale` (channels, 1, 1) standardise latents; training measures them, and they lie with the weights.
+    `grid` is 7, for a map of the garment, or 1, for a vector; `width` is the number of channels at 14 x 14. `shift` and
+    `scale` (channels, 1, 1) standardise latents; training measures them, and they are saved with the weights.
     """
 
     def __init__(self, width: int = 32, channels: int = 4, grid: int = 7):
@@ -68,7 +68,7 @@ class VAE(nn.Module):
         if grid not in (1, 7):
             raise ValueError(f"grid is {grid!r}; expected 7, for a map of 7 x 7 places, or 1, for a vector")
         self.latent_shape = (channels, grid, grid)
-        kernel, padding = (3, 1) if grid == 7 else (7, 0)  # 7 x 7 seen as a whole leaves 1 x 1
+        kernel, padding = (3, 1) if grid == 7 else (7, 0)  # a 7 x 7 kernel turns 7 x 7 places into one
         self.encoder = nn.Sequential(
             nn.Conv2d(1, width, 4, stride=2, padding=1),
             ResidualBlock(width),
@@ -96,16 +96,16 @@ class VAE(nn.Module):
         self.register_buffer("scale", torch.ones(channels, 1, 1))
 
     def encode(self, x0: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and log-variance of each image's cloud, two tensors (B, channels, grid, grid)."""
+        """Return the mean and log-variance of each image's latent, two tensors (B, channels, grid, grid)."""
         mu, log_var = self.encoder(x0).chunk(2, dim=1)
         return mu, log_var.clamp(-20, 20)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Return the images (B, 1, 28, 28) of latents as `encode` gives them."""
+        """Return the images (B, 1, 28, 28) of latents on the scale of `encode`."""
         return self.decoder(z)
 
     def to_latent(self, x0: Tensor) -> Tensor:
-        """Return the standardised latent of each image: the mean of its cloud, less `shift`, divided by `scale`."""
+        """Return the standardised latent of each image: its mean minus `shift`, divided by `scale`."""
         return (self.encode(x0)[0] - self.shift) / self.scale
 
     def from_latent(self, z: Tensor) -> Tensor:
@@ -113,6 +113,6 @@ class VAE(nn.Module):
         return self.decode(z * self.scale + self.shift)
 
     def forward(self, x0: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return x_hat, mu and log_var; `eps` (B, channels, grid, grid) says where in its cloud each image is drawn."""
+        """Return x_hat, mu and log_var; `eps` (B, channels, grid, grid) is the noise that draws each latent."""
         mu, log_var = self.encode(x0)
         return self.decode(reparameterize(mu, log_var, eps)), mu, log_var
