@@ -3,9 +3,11 @@
 What sees what is counted with all weights of the channels at 1, because those see the whole picture.
 """
 
+import network_checks
 import pytest
 import torch
 import torch.nn.functional as F
+from network_checks import EXACT, normal
 from torch import nn
 from torch.testing import assert_close
 
@@ -15,20 +17,13 @@ from fmdiff_helpers.models.attention_autoencoder import AttentionAutoencoder, At
 from fmdiff_helpers.samplers import in_batches
 from fmdiff_helpers.standin import draw_garments
 
-EXACT = {"rtol": 1e-12, "atol": 1e-12}  # float64
-
 with_places_or_without = pytest.mark.parametrize("places", [False, True])
 
 
-def normal(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
 def made(part: type = AttentionAutoencoder, **options) -> nn.Module:
-    """Build a part or a small network, always with the same weights, and leave the global random numbers alone."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return part(**({"width": 8} if part is AttentionAutoencoder else {}) | options).double().requires_grad_(False)
+    """Build a part or a small network."""
+    options = ({"width": 8} if part is AttentionAutoencoder else {}) | options
+    return network_checks.made(part, **options).double().requires_grad_(False)
 
 
 def garments(n: int = 3) -> torch.Tensor:
@@ -64,28 +59,12 @@ def test_each_channel_is_weighed_by_one_number_from_0_to_1_that_the_means_of_all
     assert (weights.std(dim=0) > 1e-3).all() and weights.min() > 0 and weights.max() < 1
 
 
-def test_where_in_the_picture_things_are_does_not_change_the_weights_and_how_much_of_them_there_is_does():
-    attention, x = made(ChannelAttention, channels=8), normal(4, 8, 5, 5)
-    order = torch.randperm(25, generator=torch.Generator().manual_seed(0))
-    shuffled = x.flatten(2)[:, :, order].reshape(x.shape)
-    assert_close(attention.weigh(shuffled), attention.weigh(x), **EXACT)
-    more = torch.cat([x[:, :1] + 1, x[:, 1:]], dim=1)  # one channel changes the weights of the others
-    assert ((attention.weigh(more) - attention.weigh(x))[:, 1:].abs().amax(dim=1) > 1e-3).all()
-
-
 def test_a_block_adds_its_two_convolutions_weighed_to_what_it_was_given():
     block, x = made(AttentionBlock, channels=8), normal(3, 8, 6, 6)
     first, second = [module for module in block.convs if isinstance(module, nn.Conv2d)]
     seen = F.conv2d(F.conv2d(x, first.weight, first.bias, padding=1).relu(), second.weight, second.bias, padding=1)
     assert_close(block(x), x + seen * block.attention.weigh(seen), **EXACT)
     assert (block(x) - x).abs().max() > 0.1
-
-
-def test_a_block_whose_last_convolution_is_0_changes_nothing():
-    block, x = made(AttentionBlock, channels=8), normal(3, 8, 6, 6)
-    block.convs[-1].weight.zero_()
-    block.convs[-1].bias.zero_()
-    assert block(x).equal(x)
 
 
 # The network
@@ -113,19 +92,6 @@ def test_every_part_gets_a_gradient(places):
     network, x0 = made(places=places, width=16).requires_grad_(), garments(10)
     (network(x0) - x0).square().mean().backward()
     assert [path for path, p in network.named_parameters() if p.grad is None or not p.grad.any()] == []
-
-
-@with_places_or_without
-def test_two_networks_are_built_alike_and_share_nothing(places):
-    with torch.random.fork_rng():
-        one, other = (AttentionAutoencoder(width=8, places=places).state_dict() for _ in range(2))
-    before = {path: tensor.clone() for path, tensor in other.items()}
-    assert {path: tensor.shape for path, tensor in one.items()} == {
-        path: tensor.shape for path, tensor in other.items()
-    }
-    for tensor in one.values():
-        tensor.fill_(7)
-    assert all(tensor.equal(before[path]) for path, tensor in other.items())
 
 
 def test_the_numbers_have_no_places_and_the_network_32_channels_unless_told_otherwise():

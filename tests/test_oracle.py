@@ -64,15 +64,6 @@ def test_signal_to_noise_ratio_at_every_t(name):
 
 @some_t
 @every_pair
-def test_posterior_variance(name, t):
-    """At t = 0 theirs is 1e-20, so that it has a logarithm; ours is 0."""
-    theirs, ours = pair(name, variance_type="fixed_small")
-    variance = posterior(images(0), images(1), torch.tensor([t]), ours)[1]
-    assert_close(variance.squeeze(), theirs._get_variance(t), **EXACT)
-
-
-@some_t
-@every_pair
 @pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
 def test_a_draw_from_the_posterior_is_a_step_of_ddpm_whose_model_is_never_wrong(name, t, prediction):
     """Both take the same noise, so mean and variance are both compared. At t = 0 no noise is added."""
@@ -172,21 +163,25 @@ def test_chosen_steps(T):
             assert theirs.timesteps.flip(0).equal(respace(Schedule(cosine_beta(T)), num_steps)[0])
 
 
+def check_chain(theirs, sampler, name: str, options: dict, **our_options):
+    """Compare each step of both chains; `options` are those of their steps."""
+    x, generator, passed = images(0, 3), torch.Generator().manual_seed(1), []
+    for t in theirs.timesteps:
+        x = theirs.step(fake(x, t), t, x, generator=generator, **options).prev_sample
+        passed.append(x)
+    ours, generator = [], torch.Generator().manual_seed(1)
+    found = sampler(fake, images(0, 3), CHAINS[name], generator, watch=ours.append, **our_options)
+    assert_close(found, x, **EXACT)
+    assert [step.t for step in ours] == theirs.timesteps.tolist()
+    assert_close(torch.stack([step.x_prev for step in ours]), torch.stack(passed), **EXACT)
+
+
 @every_chain
 @every_length
 @every_clip
 def test_a_chain_of_ddpm(name, num_steps, clip, double_noise):
     theirs = their_chain(DDPMScheduler, name, num_steps, clip, variance_type="fixed_small")
-    x, generator, passed = images(0, 3), torch.Generator().manual_seed(1), []
-    for t in theirs.timesteps:
-        x = theirs.step(fake(x, t), t, x, generator=generator).prev_sample
-        passed.append(x)
-    ours = []
-    generator = torch.Generator().manual_seed(1)
-    options = {"num_steps": num_steps, "clip": clip, "watch": ours.append}
-    assert_close(sample_ddpm(fake, images(0, 3), CHAINS[name], generator, **options), x, **EXACT)
-    assert [step.t for step in ours] == theirs.timesteps.tolist()
-    assert_close(torch.stack([step.x_prev for step in ours]), torch.stack(passed), **EXACT)
+    check_chain(theirs, sample_ddpm, name, {}, num_steps=num_steps, clip=clip)
 
 
 @every_chain
@@ -196,15 +191,6 @@ def test_a_chain_of_ddpm(name, num_steps, clip, double_noise):
 def test_a_chain_of_ddim(name, num_steps, clip, eta, double_noise):
     """Their option use_clipped_model_output is what ours always does: a clipped x0 has another noise to go with it."""
     theirs = their_chain(DDIMScheduler, name, num_steps, clip)
-    assert theirs.timesteps.flip(0).equal(respace(CHAINS[name], num_steps)[0])
     theirs.num_inference_steps = num_steps - 1 if num_steps < SHORT else num_steps  # SHORT // this is their stride
-    x, generator, passed = images(0, 3), torch.Generator().manual_seed(1), []
-    for t in theirs.timesteps:
-        options = {"eta": eta, "use_clipped_model_output": True, "generator": generator}
-        x = theirs.step(fake(x, t), t, x, **options).prev_sample
-        passed.append(x)
-    ours = []
-    generator = torch.Generator().manual_seed(1)
-    options = {"num_steps": num_steps, "clip": clip, "eta": eta, "watch": ours.append}
-    assert_close(sample_ddim(fake, images(0, 3), CHAINS[name], generator, **options), x, **EXACT)
-    assert_close(torch.stack([step.x_prev for step in ours]), torch.stack(passed), **EXACT)
+    options = {"eta": eta, "use_clipped_model_output": True}
+    check_chain(theirs, sample_ddim, name, options, num_steps=num_steps, clip=clip, eta=eta)

@@ -57,27 +57,18 @@ def test_linear_and_quadratic_run_from_1e_4_to_2e_2(make, T):
 
 @every_length
 @other_ends
-def test_linear_beta_rises_by_the_same_amount_each_step(T, ends):
-    step = (ends[1] - ends[0]) / (T - 1)
-    assert_close(linear_beta(T, *ends).diff(), same(step, T - 1), rtol=1e-9, atol=0)
-
-
-@every_length
-@other_ends
-def test_the_square_root_of_quadratic_beta_is_linear(T, ends):
-    assert_close(quadratic_beta(T, *ends)[[0, -1]], f64(*ends), **EXACT)
-    step = (math.sqrt(ends[1]) - math.sqrt(ends[0])) / (T - 1)
-    assert_close(quadratic_beta(T, *ends).sqrt().diff(), same(step, T - 1), rtol=1e-9, atol=0)
+@pytest.mark.parametrize(("make", "root"), [(linear_beta, 1), (quadratic_beta, 2)])
+def test_linear_beta_and_the_square_root_of_quadratic_beta_rise_by_the_same_amount_each_step(make, root, T, ends):
+    first, last = (end ** (1 / root) for end in ends)
+    line = [first + (last - first) * t / (T - 1) for t in range(T)]
+    assert_close(make(T, *ends), f64(*line) ** root, rtol=1e-10, atol=0)
 
 
 @every_length
 @other_ends
 def test_sigmoid_beta_is_a_logistic_curve_from_minus_6_to_6(T, ends):
-    """Its inverse, the log-odds of the height between the two ends, is a straight line; so it is symmetric too."""
+    """Its inverse, the log-odds of the height between the two ends, is a straight line."""
     beta = sigmoid_beta(T, *ends)
-    assert_close(beta + beta.flip(0), same(sum(ends), T), **EXACT)
-    edge = (ends[1] - ends[0]) / (1 + math.exp(6))
-    assert_close(beta[[0, -1]], f64(ends[0] + edge, ends[1] - edge), **EXACT)
     log_odds = ((beta - ends[0]) / (ends[1] - beta)).log()
     assert_close(log_odds, f64(*[-6 + 12 * t / (T - 1) for t in range(T)]), rtol=0, atol=1e-9)
 
@@ -85,15 +76,6 @@ def test_sigmoid_beta_is_a_logistic_curve_from_minus_6_to_6(T, ends):
 @every_length
 def test_rescaled_linear_is_1000_over_T_times_linear(T):
     assert_close(rescaled_linear_beta(T), linear_beta(T) * 1000 / T, **EXACT)
-
-
-@pytest.mark.parametrize("T", [100, 200, 300])
-def test_rescaled_linear_ends_like_1000_steps_of_linear(T):
-    """The sum of beta is the same, and the last alpha_bar the same within a factor of 2; unscaled it is 9000 times."""
-    assert_close(rescaled_linear_beta(T).sum(), linear_beta(1000).sum(), **EXACT)
-    ratio = Schedule(rescaled_linear_beta(T)).alpha_bar[-1] / Schedule(linear_beta(1000)).alpha_bar[-1]
-    assert 0.5 < ratio < 2
-    assert Schedule(linear_beta(T)).alpha_bar[-1] / Schedule(linear_beta(1000)).alpha_bar[-1] > 1000
 
 
 @every_length
@@ -125,36 +107,13 @@ def test_alpha_bar_is_the_strictly_falling_product_of_1_minus_beta(make, T):
 
 
 @every_maker
-def test_signal_and_noise_are_the_roots_whose_squares_sum_to_1(make):
-    schedule = Schedule(make(1000))
-    assert_close(schedule.signal_scale**2, schedule.alpha_bar, **EXACT)
-    assert_close(schedule.signal_scale**2 + schedule.noise_scale**2, same(1, 1000), **EXACT)
-    assert (schedule.signal_scale > 0).all() and (schedule.noise_scale > 0).all()
-
-
-@every_maker
-def test_log_snr_is_the_log_of_signal_variance_over_noise_variance(make):
+def test_signal_noise_and_log_snr_are_what_alpha_bar_says(make):
     schedule = Schedule(make(1000))
     snr = schedule.alpha_bar / (1 - schedule.alpha_bar)
+    assert_close(schedule.signal_scale, schedule.alpha_bar**0.5, **EXACT)
+    assert_close(schedule.noise_scale, (1 - schedule.alpha_bar) ** 0.5, **EXACT)
     assert_close(schedule.log_snr, snr.log(), rtol=0, atol=1e-11)
     assert_close(schedule.log_snr_db, 10 * snr.log10(), rtol=0, atol=1e-10)
-    assert (schedule.log_snr.diff() < 0).all()
-
-
-def test_the_tables_of_a_chain_of_two_steps_worked_out_by_hand():
-    schedule = Schedule(f64(0.5, 0.8))
-    expected = {
-        "alpha": f64(0.5, 0.2),
-        "alpha_bar": f64(0.5, 0.1),
-        "alpha_bar_prev": f64(1, 0.5),
-        "signal_scale": f64(0.5**0.5, 0.1**0.5),
-        "noise_scale": f64(0.5**0.5, 0.9**0.5),
-        "log_snr": f64(0, -math.log(9)),
-        "log_snr_db": f64(0, -9.542425094393249),
-    }
-    assert schedule.T == 2
-    for name, table in expected.items():
-        assert_close(getattr(schedule, name), table, rtol=1e-12, atol=1e-15)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
@@ -180,23 +139,6 @@ def test_a_schedule_is_frozen(name):
 
 
 # The end of the chain
-
-
-@pytest.mark.parametrize(
-    ("beta", "alpha_bar", "kept"),
-    [
-        (linear_beta(100), 0.364, 0.603),
-        (linear_beta(200), 0.132, 0.364),
-        (linear_beta(300), 0.048, 0.219),
-        (linear_beta(1000), 4.0e-5, 0.0064),
-        (linear_beta(50, 1e-5, 0.01), 0.778, 0.882),
-    ],
-)
-def test_last_alpha_bar_and_its_root_are_the_published_numbers(beta, alpha_bar, kept):
-    """To the digits given: half a unit of the last one is at most 1.3 % of the number."""
-    schedule = Schedule(beta)
-    assert_close(schedule.alpha_bar[-1].item(), alpha_bar, rtol=0.013, atol=0)
-    assert_close(schedule.signal_scale[-1].item(), kept, rtol=0.013, atol=0)
 
 
 @pytest.mark.parametrize(

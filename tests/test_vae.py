@@ -1,13 +1,12 @@
-"""The claims of fmdiff_helpers.models.vae: the loss is an ELBO, clouds are drawn as they say, the latent is a map.
-
-A claim about random draws is tested at 5 standard errors, and the draws are always the same.
-"""
+"""The claims of fmdiff_helpers.models.vae: the loss is an ELBO, clouds are drawn as they say, the latent is a map."""
 
 import math
 import re
 
+import network_checks
 import pytest
 import torch
+from network_checks import CLOSE, EXACT, differ, normal, without_gradient
 from torch.distributions import Normal
 from torch.distributions import kl_divergence as exact_kl
 from torch.testing import assert_close
@@ -18,47 +17,19 @@ from fmdiff_helpers.models.vae import VAE, active_units, kl_divergence, reparame
 from fmdiff_helpers.samplers import in_batches
 from fmdiff_helpers.standin import draw_garments
 
-DRAWS = 40_000
 MU = torch.tensor([0.0, 1.5, -2.0, 0.3], dtype=torch.float64)
 LOG_VAR = torch.tensor([0.0, -1.0, 1.2, -4.0], dtype=torch.float64)
-EXACT = {"rtol": 1e-9, "atol": 1e-12}
-CLOSE = {"rtol": 1e-4, "atol": 1e-5}  # float32, summed in another order
 
 every_grid = pytest.mark.parametrize("grid", [7, 1])
 
 
-def normal(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
 def made(**options) -> VAE:
-    """Build a small network, always with the same weights, and leave the global random numbers alone."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return VAE(**{"width": 8} | options).requires_grad_(False)
+    """Build a small network."""
+    return network_checks.made(VAE, **{"width": 8} | options).requires_grad_(False)
 
 
 def garments(n: int = 40) -> torch.Tensor:
     return to_model(draw_garments(n)[0])
-
-
-def standardised(vae: VAE, x0: torch.Tensor) -> VAE:
-    """Measure shift and scale on images, as a training does."""
-    mu, _ = vae.encode(x0)
-    vae.shift.copy_(mu.mean(dim=(0, 2, 3)).reshape(-1, 1, 1))
-    vae.scale.copy_(mu.std(dim=(0, 2, 3)).reshape(-1, 1, 1))
-    return vae
-
-
-def differ(a: torch.Tensor, b: torch.Tensor, by: float = 1e-3) -> bool:
-    """Tell whether two results are more apart than rounding could put them."""
-    return (a - b).abs().max().item() > by
-
-
-def check_mean(values: torch.Tensor, expected: torch.Tensor) -> None:
-    """Compare the mean of each column with what it should be, at 5 standard errors."""
-    missed = (values.mean(0) - expected) / (values.std(0) / math.sqrt(len(values)))
-    assert_close(missed, torch.zeros_like(missed), rtol=0, atol=5)
 
 
 # The KL divergence
@@ -71,38 +42,7 @@ def test_the_kl_divergence_is_that_of_the_normal_distributions_summed_over_the_l
     assert_close(kl_divergence(mu, log_var), expected, **EXACT)
 
 
-def test_the_kl_divergence_is_the_mean_of_the_difference_of_log_densities_over_draws():
-    """E[log q(z) - log p(z)], z drawn from q, with both densities written out."""
-    z = MU + (LOG_VAR / 2).exp() * normal(DRAWS, 4)
-    log_q = -0.5 * ((z - MU) ** 2 / LOG_VAR.exp() + LOG_VAR + math.log(2 * math.pi))
-    log_p = -0.5 * (z**2 + math.log(2 * math.pi))
-    alone = torch.cat([kl_divergence(MU[None, k : k + 1], LOG_VAR[None, k : k + 1]) for k in range(1, 4)])
-    check_mean((log_q - log_p)[:, 1:], alone)  # of the first the difference is 0 for each draw
-    check_mean((log_q - log_p).sum(dim=1, keepdim=True), kl_divergence(MU[None], LOG_VAR[None]))
-
-
-def test_the_kl_divergence_of_the_prior_itself_is_0_and_of_nothing_else():
-    zero = torch.zeros(1, 4, 7, 7, dtype=torch.float64)
-    assert kl_divergence(zero, zero).tolist() == [0]
-    for small in (-0.1, 0.1):
-        one = zero.clone()
-        one[0, 2, 3, 4] = small
-        assert kl_divergence(one, zero).item() == pytest.approx(0.005, rel=1e-9)  # half the square
-        assert kl_divergence(zero, one).item() == pytest.approx((math.exp(small) - 1 - small) / 2, rel=1e-9)
-
-
-def test_the_kl_divergence_is_in_nats():
-    mu, log_var = torch.tensor([[3.0], [0.0]]), torch.tensor([[0.0], [2.0]])
-    assert kl_divergence(mu, log_var).tolist() == pytest.approx([4.5, (math.e**2 - 3) / 2], rel=1e-6)
-
-
 # Draws from a cloud
-
-
-def test_a_cloud_is_drawn_with_its_mean_and_standard_deviation():
-    z = reparameterize(MU.expand(DRAWS, 4), LOG_VAR.expand(DRAWS, 4), normal(DRAWS, 4))
-    check_mean(z, MU)
-    check_mean((z - MU) ** 2, LOG_VAR.exp())
 
 
 def test_the_noise_says_by_how_many_standard_deviations_a_draw_lies_beside_the_mean():
@@ -117,14 +57,6 @@ def test_the_gradient_goes_through_the_draw_to_mean_and_log_variance():
     reparameterize(mu, log_var, eps).sum().backward()
     assert_close(mu.grad, torch.ones(4).double(), **EXACT)
     assert_close(log_var.grad, 0.5 * (LOG_VAR / 2).exp() * eps, **EXACT)
-
-
-def test_the_gradient_of_a_mean_over_draws_is_on_average_that_of_the_mean():
-    """E[z^2] is mu^2 + var, so that its gradients are 2 mu and var."""
-    mu, log_var = (values.repeat(DRAWS, 1).requires_grad_() for values in (MU, LOG_VAR))
-    reparameterize(mu, log_var, normal(DRAWS, 4)).square().sum().backward()
-    check_mean(mu.grad, 2 * MU)
-    check_mean(log_var.grad, LOG_VAR.exp())
 
 
 # The loss
@@ -180,15 +112,11 @@ def test_each_place_of_a_map_is_a_unit_and_places_that_differ_in_all_images_alik
 @pytest.mark.parametrize(("width", "channels"), [(8, 4), (8, 1), (12, 6), (16, 32)])
 def test_images_become_latents_and_latents_images_of_the_shapes_it_says(width, channels, grid):
     vae, x0 = made(width=width, channels=channels, grid=grid), garments(3)
-    assert vae.latent_shape == (channels, grid, grid)
+    assert vae.latent_shape == (channels, grid, grid) and VAE().latent_shape == (4, 7, 7)
     mu, log_var = vae.encode(x0)
     assert mu.shape == log_var.shape == vae.to_latent(x0).shape == (3, channels, grid, grid)
     for decode in (vae.decode, vae.from_latent):
         assert decode(normal(5, channels, grid, grid).float()).shape == (5, 1, 28, 28)
-
-
-def test_the_latent_is_a_map_of_four_channels_unless_told_otherwise():
-    assert made().latent_shape == (4, 7, 7)
 
 
 @pytest.mark.parametrize("grid", [14, 0, 28, -7, "7"])
@@ -245,18 +173,10 @@ def test_every_parameter_gets_a_gradient(grid):
     x0, eps = garments(2), normal(2, 4, grid, grid).float()
     x_hat, mu, log_var = vae(x0, eps)
     vae_loss(x_hat, x0, mu, log_var, 0.01).sum().backward()
-    idle = [path for path, p in vae.named_parameters() if p.grad is None or p.grad.abs().max() < 1e-6]
-    assert idle == []
+    assert without_gradient(vae) == []
 
 
 # The latent is a map
-
-
-def test_even_untrained_a_map_differs_from_place_to_place():
-    """Within each image and each channel, by a tenth of what it differs from image to image and more."""
-    mu, _ = made().encode(garments())
-    within = mu.std(dim=(2, 3))
-    assert (within > 0.1 * mu.std(dim=(0, 2, 3))).all() and within.min() > 1e-3
 
 
 @pytest.mark.parametrize("row", [0, 6])
@@ -298,24 +218,14 @@ def test_latents_are_standardised_by_shift_and_scale_and_decoded_by_undoing_it(g
 
 
 @every_grid
-def test_standardised_latents_have_mean_0_and_standard_deviation_1_and_are_decoded_like_the_mean(grid):
-    x0 = garments()
-    vae = standardised(made(grid=grid), x0)
-    z = vae.to_latent(x0)
-    assert_close(z.mean(dim=(0, 2, 3)), torch.zeros(4), rtol=0, atol=1e-4)
-    assert_close(z.std(dim=(0, 2, 3)), torch.ones(4), rtol=0, atol=1e-4)
-    assert_close(vae.from_latent(z), vae.decode(vae.encode(x0)[0]), **CLOSE)
-
-
-@every_grid
 def test_shift_and_scale_lie_with_the_weights_and_are_not_trained(tmp_path, grid):
     arguments = {"width": 8, "channels": 3, "grid": grid}
-    x0, path = garments(), tmp_path / "weights.safetensors"
-    vae = standardised(made(**arguments), x0)
+    vae, path = made(**arguments), tmp_path / "weights.safetensors"
+    vae.shift.copy_(normal(3, 1, 1))
+    vae.scale.copy_(normal(3, 1, 1, seed=1).exp())
     save_weights(path, vae, {"network": "vae.VAE", "arguments": arguments})
     loaded = load_pretrained(tmp_path)
-    assert loaded.shift.equal(vae.shift) and loaded.scale.equal(vae.scale) and vae.scale.unique().numel() == 3
-    assert_close(loaded.to_latent(x0), vae.to_latent(x0), rtol=0, atol=1e-3)
+    assert loaded.shift.equal(vae.shift) and loaded.scale.equal(vae.scale)
     assert not {"shift", "scale"} & {name for name, _ in vae.named_parameters()}
 
 
