@@ -2,7 +2,9 @@
 
 uv run --group bench python benchmarks/tricks.py            writes benchmarks/tricks.json
 uv run --group bench python benchmarks/tricks.py compile    and what torch.compile does, in minutes; into the same file
-uv run --group bench python benchmarks/tricks.py table      tricks.json as a table
+uv run --group bench python benchmarks/tricks.py guidance   and one call for guidance in place of two; likewise,
+                                                            with OMP_WAIT_POLICY=passive, as the package has it
+uv run --group bench python benchmarks/tricks.py table      tricks.json as two tables
 
 Processor seconds, in turns; each number is the time without a trick over that with it, median, lowest and highest of
 `ROUNDS`. More than 1 is a gain.
@@ -21,8 +23,9 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 from training import our_run
 
-from fmdiff_helpers.checkpoints import read_card
+from fmdiff_helpers.checkpoints import load_pretrained, read_card
 from fmdiff_helpers.data import load_fashion_mnist
+from fmdiff_helpers.guidance import NULL
 from fmdiff_helpers.leaderboard import labels_for
 from fmdiff_helpers.recipes import CARDS, latent_shape, load_denoiser
 from fmdiff_helpers.samplers import in_batches, sample_ddim
@@ -109,12 +112,40 @@ def measure_compile() -> dict:
     return {"seconds of the first step": round(first, 1), "gain": compare(*steps)}
 
 
+def calls(name: str, n: int) -> tuple[Callable[[], object], Callable[[], object]]:
+    """Return what predicts n images of a published network with and without labels: in two calls, and in one."""
+    model, y = load_pretrained(name), torch.arange(n) % 10
+    x = torch.randn(n, *((1, 8, 8) if name == "vector_denoiser" else (1, 28, 28)))
+    t, labels = torch.full((n,), 100), torch.cat([y, torch.full_like(y, NULL)])
+    two = torch.no_grad()(lambda: (model(x, t, y), model(x, t, None)))
+    return two, torch.no_grad()(lambda: model(torch.cat([x, x]), torch.cat([t, t]), labels).chunk(2))
+
+
+def measure_guidance() -> dict:
+    """Return what one call for guidance buys, by threads, network and number of images."""
+    found = {}
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        for name in ("patch_unet", "vector_denoiser"):
+            found[f"{name}, threads: {threads}"] = {n: compare(*calls(name, n), 120 // n) for n in (10, 12, 30, 100)}
+    return found
+
+
 def table() -> str:
     """Return what each trick buys as a table, by network."""
-    found = json.loads(RESULTS.read_text())
-    tricks = list(found["gains"][OURS[0]])
+    return rows_of(json.loads(RESULTS.read_text())["gains"])
+
+
+def guidance_table() -> str:
+    """Return what one call for guidance buys as a table, by network and threads."""
+    return rows_of(json.loads(RESULTS.read_text())["guidance"]["gains"])
+
+
+def rows_of(results: dict) -> str:
+    """Return gains as a table."""
+    tricks = list(next(iter(results.values())))
     lines = [f"| network | {' | '.join(tricks)} |", "|---" * (len(tricks) + 1) + "|"]
-    for name, gains in found["gains"].items():
+    for name, gains in results.items():
         cells = [f"{gain['median']:.2f} ({gain['lowest']:.2f} to {gain['highest']:.2f})" for gain in gains.values()]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -123,13 +154,16 @@ def table() -> str:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     result = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    result |= {"what": "time without a trick over that with it, one core", **about()}
+    if sys.argv[1:] != ["guidance"]:
+        result |= {"what": "time without a trick over that with it, one core", **about()}
     match sys.argv[1:]:
         case []:
             save(__file__, result | {"gains": measure()})
         case ["compile"]:
             save(__file__, result | {"torch.compile": measure_compile()})
+        case ["guidance"]:
+            save(__file__, result | {"guidance": about() | {"gains": measure_guidance()}})
         case ["table"]:
-            print(table())
+            print(table(), guidance_table(), sep="\n\n")
         case _:
             print(__doc__)
