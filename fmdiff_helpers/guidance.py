@@ -35,7 +35,7 @@ def with_and_without(model: Callable, x: Tensor, t: Tensor, y: Tensor) -> tuple[
     """Return two predictions of `model`, each shaped like x (B, ...): with the labels y (B,), and without.
 
     On a GPU both come from one call on 2 B images, the second half with the null label: half as many operations to
-    start. On a CPU there are two: one is faster only for few or small images, and its last bits can differ.
+    start. On a CPU networks on pixels gain nothing from that, and the last digits would change, so there are two calls.
     Built in lesson 06.
     """
     if x.device.type == "cpu":
