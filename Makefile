@@ -1,15 +1,21 @@
-.PHONY: setup lint test notebooks requirements colab colab-like zip clean
+.PHONY: setup lint test floor notebooks requirements colab colab-like zip clean
 
 setup:  ## install everything, and let git show a notebook's diff as text
 	uv sync --all-groups
 	git config diff.ipynb.textconv "python3 tools/notebook_text.py"
 
-lint:  ## check style, notebooks included
+lint:  ## check style, notebooks included, and types
 	uv run ruff check .
 	uv run ruff format --check .
+	uv run pyrefly check
 
 test:  ## everything: unit tests, every notebook, the browser
 	uv run pytest -n 2
+
+floor:  ## unit tests with the oldest versions that pyproject.toml allows, in an environment of their own
+	uv venv --quiet --clear --python 3.11 .floor
+	uv pip install --quiet --python .floor --resolution lowest-direct -e . --group dev --group oracle
+	.floor/bin/python -m pytest tests -m "not browser" -W default  # they warn of what came after them
 
 notebooks:  ## execute the lessons on the real dataset and write their outputs
 	uv run python tools/notebooks.py
