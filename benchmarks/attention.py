@@ -8,15 +8,13 @@ linear attention. In turns, so that a slow moment of the machine hits all three.
 
 import json
 import os
-import platform
 import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 import torch
+from machine import about, save
 from torch import Tensor
 
 from fmdiff_helpers.models.transformer import ATTENTION, attention_matrix
@@ -85,15 +83,14 @@ def main() -> None:
     crossings = {way: [crossing(r["linear"], r[way]) for r in rounds] for way in WAYS if way != "linear"}
     result = {
         "what": f"one forward pass of attention, 4 heads of 32 numbers, one sentence; median of {ROUNDS} rounds",
-        "machine": f"{os.cpu_count()} x {platform.machine()}, {platform.system()}, {torch.get_num_threads()} threads",
-        "torch": version("torch"),
+        **about(),
         "tokens": SIZES,
         "milliseconds": {way: [round(value, 4) for value in values] for way, values in table.items()},
         "kept_megabytes": {way: [round(kept_megabytes(f, n), 3) for n in SIZES] for way, f in WAYS.items()},
         "slope from 1024 tokens on": {way: spread(values, 2) for way, values in slopes.items()},
         "linear is faster from so many tokens on than": {way: spread(values, 0) for way, values in crossings.items()},
     }
-    Path(__file__).with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+    save(__file__, result)
     print(json.dumps(result, indent=1))
 
 

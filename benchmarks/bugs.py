@@ -8,7 +8,6 @@ uv run python benchmarks/bugs.py measure NAME       one exhibit, into the card o
 Both trainings take 800 more steps than the published network had: what they lose is the bug's.
 """
 
-import json
 import math
 import sys
 import time
@@ -16,35 +15,36 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from exhibits import publish
 from original_unet import OriginalUNet, train_original
 from torch import nn
 
-from fmdiff_helpers.checkpoints import PUBLISHED, load_pretrained, read_card
+from fmdiff_helpers.batching import in_batches
+from fmdiff_helpers.cards import KEYS, build_process, read_card
+from fmdiff_helpers.checkpoints import load_pretrained
 from fmdiff_helpers.data import describe_data, load_fashion_mnist, to_uint8
 from fmdiff_helpers.leaderboard import load_judge
 from fmdiff_helpers.metrics import mean_and_spread
-from fmdiff_helpers.recipes import NUM_VALIDATION, schedule_of, task
-from fmdiff_helpers.samplers import in_batches, sample_ddpm
+from fmdiff_helpers.recipes import NUM_VALIDATION, training_parts
+from fmdiff_helpers.samplers import sample_ddpm
 from fmdiff_helpers.schedules import Schedule, cosine_beta, linear_beta
 from fmdiff_helpers.train import train
 
 N, SEEDS = 200, 3
 ORIGINAL = Path("runs/original.pt")
-CARD = PUBLISHED / "unet.json"
 
 
 def train_with_bug(bug: str) -> None:
     """Train the published network on with a bug, into runs/unet_BUG."""
     images, labels = load_fashion_mnist("train")
-    card = {key: read_card("unet")[key] for key in ("network", "arguments", "schedule")}
+    card = {key: read_card("unet")[key] for key in KEYS}
     card |= {"recipe": {"steps": 800, "lr": 1e-3}, "start": "unet", "bug": bug, "data": describe_data()}
     if bug == "linear":
-        card["schedule"] = {"beta": "linear_beta", "T": 200}
+        card["process"]["beta"] = "linear_beta"
     else:  # each picture and its mirror image
         images, labels = torch.cat([images.flip(-1), images]), torch.cat([labels, labels])
     model = load_pretrained("unet").requires_grad_(True)
-    loss, draw, data, validate = task(card, images, labels, torch.device("cpu"))
-    train(model, loss, draw, data, validate, f"runs/unet_{bug}", card)
+    train(model, *training_parts(card, images, labels, torch.device("cpu")), f"runs/unet_{bug}", card)
 
 
 def train_as_the_original(seconds: float) -> None:
@@ -74,7 +74,8 @@ def late(model: nn.Module, T: int) -> Callable:
 
 def exhibits() -> dict:
     """Return, by name, how to make (model, schedule, clip)."""
-    unet, cosine, linear = load_pretrained("unet"), schedule_of(read_card("unet")), Schedule(linear_beta(200))
+    unet, linear = load_pretrained("unet"), Schedule(linear_beta(200))
+    cosine = build_process(read_card("unet")).schedule
 
     def original() -> tuple:
         model = OriginalUNet().to(memory_format=torch.channels_last)  # a third faster on a CPU, the same numbers
@@ -104,11 +105,8 @@ def measure(name: str) -> None:
             lambda part, g=generator: sample_ddpm(model, part, schedule, g, clip=clip), x, batch_size=125
         )
         measured.append(judge.measure(to_uint8(samples)))
-    card = read_card("unet")
-    card.setdefault("exhibits", {"n": N, "seeds": SEEDS, "device": "cpu"})
-    card["exhibits"] |= {"floor": mean_and_spread(judge.floor(N)), name: mean_and_spread(measured)}
-    CARD.write_text(json.dumps(card, indent=1) + "\n")
-    print(name, card["exhibits"][name])
+    found = {"floor": mean_and_spread(judge.floor(N)), name: mean_and_spread(measured)}
+    publish("unet", "exhibits", found, n=N, seeds=SEEDS, device="cpu")
 
 
 if __name__ == "__main__":

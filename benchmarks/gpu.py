@@ -38,7 +38,7 @@ from machine import about
 from fmdiff_helpers import recipes
 from fmdiff_helpers.checkpoints import write_atomically
 from fmdiff_helpers.data import describe_data, load_fashion_mnist
-from fmdiff_helpers.train import best_precision
+from fmdiff_helpers.run import best_precision
 
 # Part -> its share of the minutes; what it leaves goes to the others.
 PARTS = {"correct": 2, "fast": 4, "slowest": 0.5, "good": 6, "lessons": 1}

@@ -10,7 +10,6 @@ uv run python benchmarks/latents.py speed          against lesson 03's network, 
 Names: those of `VARIANTS`; those that differ in the unit only are published, in half precision.
 """
 
-import json
 import math
 import os
 import platform
@@ -22,28 +21,24 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from exhibits import publish, train_card
+from machine import save
 from torch import Tensor, nn
 
-from fmdiff_helpers.checkpoints import PUBLISHED, build, load_pretrained, read_card, save_weights
-from fmdiff_helpers.data import describe_data, load_fashion_mnist, to_uint8
+from fmdiff_helpers.batching import in_batches
+from fmdiff_helpers.cards import PUBLISHED, build, build_process, latent_shape, read_card
+from fmdiff_helpers.checkpoints import load_pretrained, save_weights
+from fmdiff_helpers.data import describe_data, to_uint8
 from fmdiff_helpers.diffusion import add_noise
+from fmdiff_helpers.drawing import drawer_of, load_autoencoder, load_drawer
 from fmdiff_helpers.leaderboard import load_judge
 from fmdiff_helpers.metrics import Judge, accuracy, features, mean_and_spread
-from fmdiff_helpers.recipes import (
-    CARDS,
-    describe_autoencoder,
-    load_autoencoder,
-    load_denoiser,
-    load_guided,
-    schedule_of,
-    task,
-)
-from fmdiff_helpers.samplers import generate, in_batches, noise_from_v, sample_ddim
+from fmdiff_helpers.recipes import CARDS, describe_autoencoder
+from fmdiff_helpers.run import device_name
+from fmdiff_helpers.samplers import sample_ddim
 from fmdiff_helpers.schedules import Schedule
-from fmdiff_helpers.train import load_checkpoint, train
 
 STEPS, N, SEEDS, ROUNDS = 1500, 1000, 3, 2
-CARD = PUBLISHED / "latent_unet.json"
 # Name -> the target, the unit of the latent (1 is standardised), and what else differs from `fmdiff train latent_unet`.
 VARIANTS = {
     "v": ("v", 1),
@@ -91,7 +86,8 @@ def train_variant(name: str) -> None:
     """Train one variant; one in another unit gets a VAE of its own, whose `scale` says so."""
     torch.set_num_threads(1)
     target, unit = VARIANTS[name]
-    card = CARDS["latent_unet"] | {"target": target, "data": describe_data()}
+    card = CARDS["latent_unet"] | {"data": describe_data()}
+    card |= {"process": card["process"] | {"target": target}}
     card |= {"recipe": card["recipe"] | {"steps": STEPS, "every": STEPS}}
     vae = "vae"
     if unit != 1:
@@ -99,15 +95,11 @@ def train_variant(name: str) -> None:
         model.scale.div_(unit)
         found = {key: value for key, value in read_card("vae").items() if key not in ("sha256", "measures", "exhibits")}
         save_weights(Path(vae) / "weights.safetensors", model, found)
-    card["autoencoder"] = describe_autoencoder(vae, 4)
-    torch.manual_seed(0)
-    model = build(card)
-    loss, draw, data, validate = task(card, *load_fashion_mnist("train"), torch.device("cpu"))
-    schedule = schedule_of(card)
-    losses = {"weighted": weighted_loss, "hybrid": hybrid_loss}
-    loss = partial(losses[name], schedule=schedule) if name in losses else loss
-    draw = partial(draw_early, schedule=schedule) if name == "early" else draw
-    train(model, loss, draw, data, validate, folder_of(name), card)
+    card["autoencoder"] = describe_autoencoder(vae, latent_shape(CARDS["vae"]))
+    originals = {"weighted": {"loss": weighted_loss}, "hybrid": {"loss": hybrid_loss}, "early": {"draw": draw_early}}
+    schedule = build_process(card).schedule
+    parts = {part: partial(function, schedule=schedule) for part, function in originals.get(name, {}).items()}
+    model = train_card(card, folder_of(name), **parts)
     if target == "v":  # lesson 05 draws with these
         found = read_card(folder_of(name)) | {"command": f"benchmarks/latents.py train '{name}'"}
         save_weights(PUBLISHED / f"latent_unet_unit_{unit:g}.safetensors", model.half(), found)
@@ -129,18 +121,15 @@ def measure(
     model: nn.Module | None = None,
 ) -> dict:
     """Return mean and spread of the quality of a denoiser's samples, and the seconds that drawing them takes."""
-    card = read_card(name)
-    denoiser, schedule = load_denoiser(name)
-    denoiser = noise_from_v(model, schedule) if model else denoiser
-    vae, y, measured = load_autoencoder(card), torch.arange(N) % 10, []
+    drawer = drawer_of(read_card(name), model or load_pretrained(name), num_steps, "cpu")
+    schedule, y, measured = drawer.process.schedule, drawer.all_kinds(N), []
     for seed in range(SEEDS):
         generator = torch.Generator().manual_seed(seed)
-        x = torch.randn((N, *vae.latent_shape), generator=generator)
+        x = torch.randn((N, *drawer.autoencoder.latent_shape), generator=generator)
         start = time.monotonic()
 
         def draw(x: Tensor, y: Tensor, generator: torch.Generator = generator) -> Tensor:
-            z = sample_ddim(denoiser, x, schedule, generator, num_steps, y, clip=clip, eta=eta)
-            return vae.from_latent(z)
+            return drawer.decode(sample_ddim(drawer.model, x, schedule, generator, num_steps, y, clip=clip, eta=eta))
 
         samples = in_batches(draw, x, y)
         seconds = time.monotonic() - start
@@ -148,12 +137,10 @@ def measure(
     return mean_and_spread(measured)
 
 
-def publish(table: str, results: dict, **about: object) -> None:
+def add(table: str, results: dict, **about: object) -> None:
     """Add results to a table of the published network's card."""
-    card = read_card("latent_unet")
-    about |= {"n": N, "seeds": SEEDS, "device": f"cpu, {torch.get_num_threads()} threads, {platform.machine()}"}
-    card[table] = card.get(table, {}) | about | results
-    CARD.write_text(json.dumps(card, indent=1) + "\n")
+    about |= {"n": N, "seeds": SEEDS, "device": device_name(torch.device("cpu"))}
+    publish("latent_unet", table, results, **about)
 
 
 def measure_choices() -> None:
@@ -164,20 +151,19 @@ def measure_choices() -> None:
     judge = load_judge()
     for name, (target, _) in VARIANTS.items():
         found = {name: measure(judge, folder_of(name), clip=math.inf if target == "v" else 4.0)}
-        print(name, found[name], flush=True)
-        publish("choices", found, steps=50, training_steps=STEPS)
-    publish("choices", {"eps, no clip": measure(judge, folder_of("eps"))})
+        add("choices", found, steps=50, training_steps=STEPS)
+    add("choices", {"eps, no clip": measure(judge, folder_of("eps"))})
     measure_raw(folder_of("v"), judge, "choices")
 
 
 def measure_raw(folder: str, judge: Judge, table: str) -> None:
     """Measure the last weights of a training, averaged and as they are."""
-    averaged, raw = load_checkpoint(folder)[0], load_checkpoint(folder)[0]
-    raw.load_state_dict(torch.load(f"{folder}/checkpoint.pt", weights_only=True)["model"])
-    for name, model in {"averaged": averaged, "raw": raw}.items():
-        found = {name: measure(judge, folder, model=model)}
-        print(name, found[name], flush=True)
-        publish(table, found)
+    state = torch.load(f"{folder}/checkpoint.pt", weights_only=True)
+    model = build(read_card(folder)).requires_grad_(False).eval()
+    averaged = {name.removeprefix("module."): w for name, w in state["ema"].items() if name != "n_averaged"}
+    for name, weights in {"averaged": averaged, "raw": state["model"]}.items():
+        model.load_state_dict(weights)
+        add(table, {name: measure(judge, folder, model=model)})
 
 
 def measure_steps() -> None:
@@ -186,39 +172,36 @@ def measure_steps() -> None:
     for eta, numbers in ((0.0, (5, 10, 20, 50, 100, 1000)), (1.0, (5, 10, 20, 50, 100))):
         for num_steps in numbers:
             found = {f"{num_steps} steps, eta {eta:g}": measure(judge, "latent_unet", eta, num_steps)}
-            print(found, flush=True)
-            publish("steps", found)
+            add("steps", found)
 
 
 def measure_guidance() -> None:
     """Measure the published network led away from one that was trained for a tenth of the time."""
-    judge, vae = load_judge(), load_autoencoder(read_card("latent_unet"))
+    judge = load_judge()
     rows = [(w, 50, N) for w in (1.0, 1.5, 2.0, 2.5, 3.0)] + [(2.0, 50, 10 * N), (2.0, 20, 10 * N)]
     for w, num_steps, n in rows:
-        model, schedule = load_guided("latent_unet", w, "latent_unet_unit_1")
-        y, options = torch.arange(n) % 10, {"num_steps": num_steps, "vae": vae}
-        measured = [quality(judge, generate(model, schedule, n, seed, y=y, **options), y) for seed in range(SEEDS)]
+        drawer = load_drawer("latent_unet", num_steps, w, "latent_unet_unit_1")
+        y = drawer.all_kinds(n)
+        measured = [quality(judge, drawer.draw(n, seed, y), y) for seed in range(SEEDS)]
         found = {f"w {w:g}, {num_steps} steps, {n} images": mean_and_spread(measured)}
-        print(found, flush=True)
-        publish("guidance", found, guide="latent_unet_unit_1")
-    publish("guidance", {f"ceiling, {10 * N} images": mean_and_spread(judge.ceiling(10 * N, vae))})
+        add("guidance", found, guide="latent_unet_unit_1")
+    ceiling = judge.ceiling(10 * N, load_autoencoder("latent_unet"))
+    add("guidance", {f"ceiling, {10 * N} images": mean_and_spread(ceiling)})
 
 
 def measure_speed() -> None:
     """Time both networks in turns, so that a slow minute of the machine hits all, and write seconds and ratios."""
-    ours, pixels = load_denoiser("latent_unet"), load_denoiser("unet")
-    vae, y = load_autoencoder(read_card("latent_unet")), torch.arange(N) % 10
-    chain = pixels[1].T
-    draws = {
-        "latent_unet, 50 steps": lambda: generate(*ours, N, 0, 50, y, vae=vae),
-        "unet, 50 steps": lambda: generate(*pixels, N, 0, 50),
-        f"unet, all {chain} steps": lambda: generate(*pixels, N, 0, chain),
+    pixels = load_drawer("unet")
+    drawers = {
+        "latent_unet, 50 steps": load_drawer("latent_unet", 50),
+        "unet, 50 steps": load_drawer("unet", 50),
+        f"unet, all {pixels.process.max_steps} steps": pixels,
     }
-    seconds = {name: [] for name in draws}
+    seconds = {name: [] for name in drawers}
     for _ in range(ROUNDS):
-        for name, draw in draws.items():
+        for name, drawer in drawers.items():
             start = time.monotonic()
-            draw()
+            drawer.draw(N, 0, drawer.all_kinds(N))
             seconds[name].append(time.monotonic() - start)
             print(name, seconds[name][-1], flush=True)
     latent, equal, own = seconds.values()
@@ -231,8 +214,7 @@ def measure_speed() -> None:
         "machine": platform.machine(),
         "torch": version("torch"),
     }
-    path = Path(__file__).with_suffix(".json")
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    save(__file__, result)
 
 
 if __name__ == "__main__":

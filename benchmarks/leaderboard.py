@@ -16,12 +16,12 @@ import torch
 
 from fmdiff_helpers.checkpoints import load_pretrained, write_atomically
 from fmdiff_helpers.data import load_fashion_mnist, to_uint8
-from fmdiff_helpers.leaderboard import ROWS, STORED, labels_for, measure_sampler
+from fmdiff_helpers.drawing import load_drawer
+from fmdiff_helpers.leaderboard import ROWS, STORED, measure_drawer
 from fmdiff_helpers.metrics import features, frechet_distance, mean_and_spread
-from fmdiff_helpers.recipes import load_sampler
 
 N, SEEDS = 1000, (0, 1, 2)
-# Name -> what `load_sampler` takes but for the steps, and the steps. Those of the board itself are measured there.
+# Name -> what `load_drawer` takes but for the steps, and the steps. Those of the board itself are measured there.
 SWEEPS = {
     "transformer": ({"name": "transformer"}, (3, 5, 10, 20, 50)),
     "transformer, led away": (
@@ -56,8 +56,8 @@ def measure_steps(names: list[str]) -> None:
     for name in names:
         options, numbers = SWEEPS[name]
         for num_steps in numbers:
-            draw, y = load_sampler(**options, num_steps=num_steps), labels_for(options["name"], N)
-            add("steps", {f"{name}: {num_steps}": measure_sampler(judge, draw, N, SEEDS, y)})
+            drawer = load_drawer(**options, num_steps=num_steps)
+            add("steps", {f"{name}: {num_steps}": measure_drawer(judge, drawer, N, SEEDS)})
 
 
 def measure_kinds() -> None:
@@ -78,8 +78,8 @@ def measure_kinds() -> None:
 
     add("kinds", {"floor": mean_and_spread([by_kind(features(classifier, some(seed))) for seed in SEEDS])})
     for row in KINDS:
-        draw = load_sampler(**ROWS[row])
-        drawn = [features(classifier, to_uint8(draw(KINDS_N, seed, y))) for seed in SEEDS]
+        drawer = load_drawer(**ROWS[row])
+        drawn = [features(classifier, to_uint8(drawer.draw(KINDS_N, seed, y))) for seed in SEEDS]
         add("kinds", {row: mean_and_spread([by_kind(found) for found in drawn])})
 
 

@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from fmdiff_helpers.batching import in_batches
 from fmdiff_helpers.data import batches
 from fmdiff_helpers.diffusion import at
 from fmdiff_helpers.models.layers import sinusoids
 from fmdiff_helpers.models.vae import kl_divergence, reparameterize
-from fmdiff_helpers.samplers import in_batches
 from fmdiff_helpers.schedules import Schedule, cosine_beta
 
 LATENT, GRID, EMB_DIM, HEADS = 32, 16, 256, 8

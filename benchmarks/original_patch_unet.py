@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from fmdiff_helpers.batching import in_batches
 from fmdiff_helpers.data import batches
 from fmdiff_helpers.diffusion import add_noise
 from fmdiff_helpers.models.patch_unet import PatchConv, PatchExpand
-from fmdiff_helpers.samplers import in_batches, sample_ddpm
+from fmdiff_helpers.samplers import sample_ddpm
 from fmdiff_helpers.schedules import Schedule, linear_beta
 
 EMB_DIM, HEADS = 256, 8

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from fmdiff_helpers.batching import in_batches
 from fmdiff_helpers.data import batches
 from fmdiff_helpers.models.transformer import patchify, unpatchify
-from fmdiff_helpers.samplers import in_batches
 
 IMAGE_SIZE, PATCH, DIM, HEADS = 16, 2, 128, 4
 T, EPOCHS, CYCLE, BATCH_SIZE = 10, 50, 5, 128

@@ -14,10 +14,11 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from fmdiff_helpers.batching import in_batches
 from fmdiff_helpers.diffusion import add_noise
 from fmdiff_helpers.models.layers import linear_attention, sinusoids
 from fmdiff_helpers.models.unet import ConvNeXtBlock
-from fmdiff_helpers.samplers import in_batches, sample_ddpm
+from fmdiff_helpers.samplers import sample_ddpm
 from fmdiff_helpers.schedules import Schedule, linear_beta
 
 WIDTHS = ((18, 28), (28, 56), (56, 112))

@@ -15,9 +15,10 @@ from einops import rearrange
 from original_latent import Clock
 from torch import Tensor, nn
 
+from fmdiff_helpers.batching import in_batches
 from fmdiff_helpers.diffusion import add_noise
 from fmdiff_helpers.models.layers import sinusoids
-from fmdiff_helpers.samplers import in_batches, sample_ddpm
+from fmdiff_helpers.samplers import sample_ddpm
 from fmdiff_helpers.schedules import Schedule, linear_beta
 
 SHAPE, WIDTHS, EMB_DIM, HEADS, DROPOUT = (1, 8, 8), (32, 64, 128), 16, 4, 0.2

@@ -7,29 +7,26 @@ uv run python benchmarks/patch_unets.py guidance     the published one over w an
 Names: those of `VARIANTS`.
 """
 
-import json
 import os
-import platform
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
 
 import torch
+from exhibits import publish, train_card
 from torch import Tensor
 
-from fmdiff_helpers.checkpoints import PUBLISHED, build, read_card
+from fmdiff_helpers.cards import build, build_process
+from fmdiff_helpers.checkpoints import load_pretrained
 from fmdiff_helpers.data import describe_data, load_fashion_mnist, to_model, to_uint8
-from fmdiff_helpers.guidance import guided
+from fmdiff_helpers.drawing import Drawer, load_drawer
 from fmdiff_helpers.leaderboard import load_judge
 from fmdiff_helpers.metrics import Judge, mean_and_spread, spread_within
-from fmdiff_helpers.recipes import CARDS, load_denoiser, task
-from fmdiff_helpers.samplers import generate
-from fmdiff_helpers.schedules import Schedule
-from fmdiff_helpers.train import train
+from fmdiff_helpers.recipes import CARDS, draw_with_u, training_parts
+from fmdiff_helpers.run import device_name
 
 STEPS, N, SEEDS, NUM_STEPS = 1000, 1000, 3, 20
-CARD = PUBLISHED / "patch_unet.json"
 # Name -> what differs from `fmdiff train patch_unet`, by entry of its card.
 VARIANTS = {
     "as published": {},
@@ -39,14 +36,14 @@ VARIANTS = {
     "no attention": {"arguments": {"attention": False}},
     "batch normalisation": {"arguments": {"norm": "batch"}},
     "dropout 0.1": {"arguments": {"dropout": 0.1}},
-    "predicts the noise": {"target": "eps"},
-    "100 linear steps": {"schedule": {"beta": "linear_beta", "T": 100}},
+    "predicts the noise": {"process": {"target": "eps"}},
+    "100 linear steps": {"process": {"beta": "linear_beta", "T": 100}},
     "curriculum": {},
 }
 # w, and the steps it is kept to; and one w with more images and steps, of one seed.
 GUIDANCE = [(w, None) for w in (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0)]
 GUIDANCE += [(3.0, interval) for interval in ((0, 99), (60, 139), (100, 199))]
-MORE_W, MORE = 2.0, {"n": 10 * N, "num_steps": 50, "seeds": 1}
+MORE_W, MORE_STEPS, MORE = 2.0, 50, {"n": 10 * N, "seeds": 1}
 
 
 def folder_of(name: str) -> str:
@@ -57,7 +54,7 @@ def folder_of(name: str) -> str:
 class Curriculum:
     """Draw steps as the original does: from the first few at the start of the training, from all of them at its end."""
 
-    def __init__(self, draw: partial, T: int):
+    def __init__(self, draw: Callable, T: int):
         self.draw, self.T, self.step = draw, T, 0
 
     def __call__(self, x0: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
@@ -70,8 +67,8 @@ class Curriculum:
 
 def card_of(name: str) -> dict:
     """Return the card of a variant: everything but its own choice is as published."""
-    card, changes = CARDS["patch_unet"], VARIANTS[name]
-    card = card | changes | {"arguments": card["arguments"] | changes.get("arguments", {})}
+    card = CARDS["patch_unet"]
+    card = card | {entry: card[entry] | changes for entry, changes in VARIANTS[name].items()}
     return card | {"recipe": card["recipe"] | {"steps": STEPS}, "data": describe_data(), "choice": name}
 
 
@@ -79,21 +76,17 @@ def train_variant(name: str) -> None:
     """Train one variant."""
     torch.set_num_threads(1)
     card = card_of(name)
-    torch.manual_seed(0)
-    model = build(card)
-    loss, draw, data, validate = task(card, *load_fashion_mnist("train"), torch.device("cpu"))
-    draw = Curriculum(draw, card["schedule"]["T"]) if name == "curriculum" else draw
-    train(model, loss, draw, data, validate, folder_of(name), card)
+    usual = partial(draw_with_u, build_process(card).draw)
+    parts = {"draw": Curriculum(usual, card["process"]["T"])} if name == "curriculum" else {}
+    train_card(card, folder_of(name), **parts)
 
 
-def measure(
-    judge: Judge, model: Callable, schedule: Schedule, n: int = N, num_steps: int = NUM_STEPS, seeds: int = SEEDS
-) -> dict:
+def measure(judge: Judge, drawer: Drawer, n: int = N, seeds: int = SEEDS) -> dict:
     """Return mean and spread of all measures of a denoiser's samples, and of the seconds that drawing them takes."""
-    y, measured = torch.arange(n) % 10, []
+    y, measured = drawer.all_kinds(n), []
     for seed in range(seeds):
         start = time.monotonic()
-        samples = generate(model, schedule, n, seed, num_steps, y).clamp(-1, 1)
+        samples = drawer.draw(n, seed, y).clamp(-1, 1)
         seconds = time.monotonic() - start
         found = judge.measure(to_uint8(samples), y)
         measured.append(found | {"spread": spread_within(samples, y), "seconds": seconds})
@@ -104,11 +97,11 @@ def step_times(rounds: int = 5) -> dict[str, tuple[float, float]]:
     """Return how long a training step takes, relative to that of the network as published: mean and spread."""
     data, ratios = load_fashion_mnist("train"), []
     networks = {name: build(card_of(name)) for name in VARIANTS}
-    tasks = {name: task(card_of(name), *data, torch.device("cpu"))[:2] for name in VARIANTS}
+    parts = {name: training_parts(card_of(name), *data, torch.device("cpu")) for name in VARIANTS}
     x0, y, generator = to_model(data[0][:128]), data[1][:128], torch.Generator()
     for _ in range(rounds + 1):
         seconds = {}
-        for name, (loss, draw) in tasks.items():
+        for name, (loss, draw, *_) in parts.items():
             start = time.monotonic()
             loss(networks[name], x0, y, *draw(x0, generator)).mean().backward()
             seconds[name] = time.monotonic() - start
@@ -116,34 +109,30 @@ def step_times(rounds: int = 5) -> dict[str, tuple[float, float]]:
     return mean_and_spread(ratios[1:])  # the first one warms up
 
 
-def publish(table: str, results: dict, **about: object) -> None:
+def add(table: str, results: dict, **about: object) -> None:
     """Add results to a table of the published network's card."""
-    card = read_card("patch_unet")
-    about |= {"n": N, "seeds": SEEDS, "steps": NUM_STEPS}
-    about["device"] = f"cpu, {torch.get_num_threads()} threads, {platform.machine()}"
-    card[table] = card.get(table, {}) | about | results
-    CARD.write_text(json.dumps(card, indent=1) + "\n")
-    print(results, flush=True)
+    about |= {"n": N, "seeds": SEEDS, "steps": NUM_STEPS, "device": device_name(torch.device("cpu"))}
+    publish("patch_unet", table, results, **about)
 
 
 def measure_choices(names: list[str]) -> None:
     """Measure variants that have been trained."""
     judge, times = load_judge(), step_times()
     for name in names:
-        card, (model, schedule) = read_card(folder_of(name)), load_denoiser(folder_of(name))
-        about = {"step_time": times[name], "weights": sum(p.numel() for p in build(card).parameters())}
-        publish("choices", {name: measure(judge, model, schedule) | about}, training_steps=STEPS)
+        weights = sum(p.numel() for p in load_pretrained(folder_of(name)).parameters())
+        found = measure(judge, load_drawer(folder_of(name), NUM_STEPS))
+        add("choices", {name: found | {"step_time": times[name], "weights": weights}}, training_steps=STEPS)
 
 
 def measure_guidance() -> None:
     """Measure the published network over w and ranges of steps; and once more with more images."""
-    judge, (model, schedule) = load_judge(), load_denoiser("patch_unet")
+    judge = load_judge()
     for w, interval in GUIDANCE:
         name = f"w {w:g}" + (f", steps {interval[0]} to {interval[1]}" if interval else "")
-        publish("guidance", {name: measure(judge, guided(model, w, interval), schedule)})
-    name = f"w {MORE_W:g}, {MORE['n']} images, {MORE['num_steps']} steps, {MORE['seeds']} seed"
-    publish("guidance", {name: measure(judge, guided(model, MORE_W), schedule, **MORE)})
-    publish("guidance", {f"floor, {MORE['n']} images": mean_and_spread(judge.floor(MORE["n"]))})
+        add("guidance", {name: measure(judge, load_drawer("patch_unet", NUM_STEPS, w, interval=interval))})
+    name = f"w {MORE_W:g}, {MORE['n']} images, {MORE_STEPS} steps, {MORE['seeds']} seed"
+    add("guidance", {name: measure(judge, load_drawer("patch_unet", MORE_STEPS, MORE_W), **MORE)})
+    add("guidance", {f"floor, {MORE['n']} images": mean_and_spread(judge.floor(MORE["n"]))})
 
 
 if __name__ == "__main__":

@@ -18,21 +18,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fmdiff_helpers.checkpoints import build, read_card
+from fmdiff_helpers.cards import build, latent_shape
 from fmdiff_helpers.data import load_fashion_mnist, to_uint8
+from fmdiff_helpers.drawing import load_drawer
 from fmdiff_helpers.leaderboard import load_judge
 from fmdiff_helpers.metrics import mean_and_spread
-from fmdiff_helpers.recipes import (
-    CARDS,
-    describe_autoencoder,
-    latent_shape,
-    load_autoencoder,
-    load_denoiser,
-    task,
-    train_network,
-)
-from fmdiff_helpers.samplers import generate
-from fmdiff_helpers.train import Run, check_recipe
+from fmdiff_helpers.recipes import CARDS, describe_autoencoder, train_network, training_parts
+from fmdiff_helpers.run import Run
+from fmdiff_helpers.train import check_recipe
 
 N, SEEDS, SECONDS = 500, 3, 600
 RESULTS = Path(__file__).with_suffix(".json")
@@ -45,7 +38,7 @@ class Ours:
 
     def __init__(self, name: str, images: Tensor, labels: Tensor):
         self.name, self.data = name, (images, labels)
-        self.autoencoder = CARDS[name].get("autoencoder")
+        self.autoencoder = CARDS[name]["autoencoder"]
 
     def networks(self) -> list[nn.Module]:
         """Return what it trains."""
@@ -55,8 +48,8 @@ class Ours:
         """Return a training of a network by its recipe, and its data; `changes` replace entries of its card."""
         card = CARDS[name] | changes
         card = card | {"recipe": check_recipe(card["recipe"] | {"steps": 100_000}, len(self.data[0]))}
-        loss, draw, data, _ = task(card, *self.data, torch.device("cpu"))
-        return Run(build(card), loss, draw, card), data
+        parts = training_parts(card, *self.data, torch.device("cpu"))
+        return Run(build(card), parts.loss, parts.draw, card), parts.data
 
     def num_steps(self, seconds: float, name: str, **changes: dict) -> int:
         """Return how many training steps fit into the seconds, by the time of a few."""
@@ -83,10 +76,9 @@ class Ours:
 
     def draw(self, n: int, seed: int) -> tuple[Tensor, Tensor | None]:
         """Return n images (n, 1, 28, 28) in [-1, 1], and their labels where it takes them."""
-        card, (model, schedule) = read_card(self.folder), load_denoiser(self.folder)
-        vae = load_autoencoder(card) if self.autoencoder else None
-        y = torch.arange(n) % 10 if card["arguments"]["num_classes"] else None
-        return generate(model, schedule, n, seed, self.evaluations, y, vae=vae).clamp(-1, 1), y
+        drawer = load_drawer(self.folder, self.evaluations)
+        y = drawer.all_kinds(n)
+        return drawer.draw(n, seed, y).clamp(-1, 1), y
 
 
 # Name -> module and class; what a contender has is seen in `Ours`. Only the one that runs is imported.

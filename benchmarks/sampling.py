@@ -9,20 +9,21 @@ is as fast, and is timed for 10 of its 200 steps. FDs are those that data/leader
 
 import json
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
 from machine import about, command, middle
 from original_unet import OriginalUNet
 
-from fmdiff_helpers.leaderboard import labels_for, read_leaderboard
-from fmdiff_helpers.recipes import load_sampler
+from fmdiff_helpers.drawing import load_drawer
+from fmdiff_helpers.leaderboard import read_leaderboard
 from fmdiff_helpers.samplers import sample_ddpm
 from fmdiff_helpers.schedules import Schedule, linear_beta
 
 ROUNDS, N = 3, 100
 STEPS = (5, 10, 20, 50)
-# Network -> what `load_sampler` takes but for the steps; as in lesson 08's figure of FD against steps.
+# Network -> what `load_drawer` takes but for the steps; as in lesson 08's figure of FD against steps.
 NETWORKS = {
     "transformer": {"name": "transformer"},
     "unet": {"name": "unet"},
@@ -44,8 +45,8 @@ def measure() -> dict:
     jobs = {REFERENCE: (lambda: sample_ddpm(network, x, schedule, num_steps=10), 20.0)}
     for name, options in NETWORKS.items():
         for steps in STEPS:
-            draw, y = load_sampler(**options, num_steps=steps), labels_for(options["name"], N)
-            jobs[f"{name}: {steps}"] = (lambda draw=draw, y=y: draw(N, 0, y), 1.0)
+            drawer = load_drawer(**options, num_steps=steps)
+            jobs[f"{name}: {steps}"] = (partial(drawer.draw, N, 0, drawer.all_kinds(N)), 1.0)
     rounds = []
     for _ in range(ROUNDS):
         speeds = {}

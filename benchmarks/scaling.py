@@ -17,9 +17,9 @@ from quality import OURS
 from torch import distributed
 from training import our_run
 
+from fmdiff_helpers.batching import this_process
 from fmdiff_helpers.data import load_fashion_mnist
-from fmdiff_helpers.processes import join
-from fmdiff_helpers.train import Run
+from fmdiff_helpers.run import Run
 
 REPEATS = 12
 SIZES = (1, 1000, 10_000, 100_000, 1_000_000, 4_000_000)  # numbers to sum, for the network alone
@@ -53,7 +53,7 @@ def step_alone(run: Run, x0: torch.Tensor, y: torch.Tensor) -> None:
 def main() -> None:
     """Measure in all processes, and write the result in one."""
     torch.set_num_threads(1)
-    assert join().num_processes == 2, "start it with accelerate launch, as the docstring says"
+    assert this_process().num_processes == 2, "start it with accelerate launch, as the docstring says"
     data = [part[:12_000] for part in load_fashion_mnist("train")]
     rows = {}
     for name in OURS:
@@ -68,7 +68,7 @@ def main() -> None:
             "sum": sum_of(weights),
         }
     sums = {str(numbers): sum_of(numbers) for numbers in SIZES}
-    if join().is_main_process:
+    if this_process().is_main_process:
         what = "seconds of a training step at batch 128, two processes"
         save(__file__, {"what": what, **about("accelerate"), "rows": rows, "sums": sums})
         print(rows, sums)

@@ -19,9 +19,10 @@ from quality import OURS, PACKAGES, Ours, load_contender
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from fmdiff_helpers.cards import latent_shape
 from fmdiff_helpers.data import load_fashion_mnist
-from fmdiff_helpers.recipes import CARDS, describe_autoencoder, latent_shape
-from fmdiff_helpers.train import Run
+from fmdiff_helpers.recipes import CARDS, describe_autoencoder
+from fmdiff_helpers.run import Run
 
 ROUNDS, SECONDS = 3, 8
 REFERENCE = "original of lesson 03"  # the Annotated Diffusion Model
@@ -30,7 +31,7 @@ PEERS = (REFERENCE, "diffusers UNet2DModel", "lucidrains U-Net", "smalldiffusion
 
 def our_run(name: str, images: Tensor, labels: Tensor) -> tuple[Run, tuple[Tensor, Tensor]]:
     """Return the training of a network of ours, in the latent of a published autoencoder if in any, and its data."""
-    encoder = CARDS[name].get("autoencoder")
+    encoder = CARDS[name]["autoencoder"]
     changes = {"autoencoder": describe_autoencoder(encoder, latent_shape(CARDS[encoder]))} if encoder else {}
     return Ours(name, images, labels).begin(name, **changes)
 

@@ -7,33 +7,36 @@ Names: those of `VARIANTS`, trained here; "right", the published network, and "f
 loop.
 """
 
-import json
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
 
 import torch
+from exhibits import publish, train_card
 from torch import Tensor
 
-from fmdiff_helpers.checkpoints import PUBLISHED, build, load_pretrained, read_card
+from fmdiff_helpers.batching import in_batches
+from fmdiff_helpers.cards import build, build_process, read_card
+from fmdiff_helpers.checkpoints import load_pretrained
 from fmdiff_helpers.data import describe_data, load_fashion_mnist, to_uint8
 from fmdiff_helpers.diffusion import x0_loss
+from fmdiff_helpers.drawing import load_drawer
 from fmdiff_helpers.leaderboard import load_judge
 from fmdiff_helpers.metrics import mean_and_spread, spread_within
-from fmdiff_helpers.recipes import CARDS, load_denoiser, schedule_of, task
-from fmdiff_helpers.samplers import generate, in_batches, respace
-from fmdiff_helpers.train import Run, check_recipe, train
+from fmdiff_helpers.recipes import CARDS, training_parts
+from fmdiff_helpers.run import Run
+from fmdiff_helpers.samplers import respace
+from fmdiff_helpers.train import check_recipe
 
 LINEAR_STEPS = 1000  # eight minutes of one processor core
 SEEDS, STEPS = 3, 10
-CARD = PUBLISHED / "transformer.json"
 # "linear" is `fmdiff train transformer` at a quarter of its learning rate; what differs from that in the others.
 LINEAR = CARDS["transformer"] | {"recipe": CARDS["transformer"]["recipe"] | {"lr": 1e-3}}
 VARIANTS = {
     "linear": {},
     "softmax": {"arguments": LINEAR["arguments"] | {"attention": "softmax"}},
-    "eps": {"target": "eps"},
+    "eps": {"process": LINEAR["process"] | {"target": "eps"}},
     "squared": {},
     "original rate": {"recipe": LINEAR["recipe"] | {"lr": 3e-4}},
     "twice the rate": {"recipe": LINEAR["recipe"] | {"lr": 2e-3}},
@@ -44,9 +47,9 @@ VARIANTS = {
 def stepper(card: dict, images: Tensor, labels: Tensor) -> Callable[[], None]:
     """Return a function that takes one training step of a fresh network."""
     card = card | {"recipe": check_recipe(card["recipe"] | {"steps": 1000}, len(images))}
-    loss, draw, data, _ = task(card, images, labels, torch.device("cpu"))
-    run = Run(build(card), loss, draw, card)
-    return lambda: run.train_step(*run.next_batch(*data))
+    parts = training_parts(card, images, labels, torch.device("cpu"))
+    run = Run(build(card), parts.loss, parts.draw, card)
+    return lambda: run.train_step(*run.next_batch(*parts.data))
 
 
 def equal_steps(card: dict, images: Tensor, labels: Tensor) -> int:
@@ -65,17 +68,14 @@ def equal_steps(card: dict, images: Tensor, labels: Tensor) -> int:
 def train_variant(name: str) -> None:
     """Train one variant, into runs/transformer_NAME."""
     torch.set_num_threads(1)
-    images, labels = load_fashion_mnist("train")
     card = LINEAR | VARIANTS[name]
-    steps = equal_steps(card, images, labels) if name == "softmax" else LINEAR_STEPS  # the others cost the same
+    steps = (
+        equal_steps(card, *load_fashion_mnist("train")) if name == "softmax" else LINEAR_STEPS
+    )  # the others cost the same
     changes = {"steps": steps, "every": steps // 4, "cycles": 1}
     card = card | {"recipe": card["recipe"] | changes, "data": describe_data()}
-    torch.manual_seed(0)
-    model = build(card)
-    loss, draw, data, validate = task(card, images, labels, torch.device("cpu"))
-    if name == "squared":
-        loss = partial(x0_loss, schedule=schedule_of(card))
-    train(model, loss, draw, data, validate, folder_of(name), card)
+    parts = {"loss": partial(x0_loss, schedule=build_process(card).schedule)} if name == "squared" else {}
+    train_card(card, folder_of(name), **parts)
 
 
 def folder_of(name: str) -> str:
@@ -86,7 +86,7 @@ def folder_of(name: str) -> str:
 @torch.no_grad()
 def feed_back(model: Callable, x: Tensor, y: Tensor, num_steps: int) -> Tensor:
     """Draw samples as the original does: what the network says is the next step's input, and nothing else is."""
-    steps, _ = respace(schedule_of(read_card("transformer")), num_steps)
+    steps, _ = respace(build_process(read_card("transformer")).schedule, num_steps)
     for t in reversed(steps.tolist()):
         x = model(x, torch.full((len(x),), t), y)
     return x
@@ -98,8 +98,8 @@ def draw_samples(name: str, seed: int, y: Tensor) -> Tensor:
         model = load_pretrained("transformer")
         x = torch.randn((len(y), 1, 28, 28), generator=torch.Generator().manual_seed(seed))
         return in_batches(lambda x, y: feed_back(model, x, y, STEPS), x, y)
-    model, schedule = load_denoiser("transformer" if name == "right" else folder_of(name))
-    return generate(model, schedule, len(y), seed, STEPS, y)
+    drawer = load_drawer("transformer" if name == "right" else folder_of(name), STEPS)
+    return drawer.draw(len(y), seed, y)
 
 
 def measure(name: str) -> None:
@@ -112,11 +112,7 @@ def measure(name: str) -> None:
         samples = draw_samples(name, seed, y).clamp(-1, 1)
         measured.append(judge.measure(to_uint8(samples), y) | {"spread": spread_within(samples, y)})
     found = {"floor": mean_and_spread(judge.floor(n)), name: mean_and_spread(measured)}
-    card = read_card("transformer")
-    card.setdefault(table, {"n": n, "seeds": SEEDS, "steps": STEPS, "device": "cpu"})
-    card[table] |= found
-    CARD.write_text(json.dumps(card, indent=1) + "\n")
-    print(name, found[name])
+    publish("transformer", table, found, n=n, seeds=SEEDS, steps=STEPS, device="cpu")
 
 
 if __name__ == "__main__":

@@ -20,16 +20,14 @@ import torch
 from machine import about, middle, save
 from quality import OURS
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 from training import our_run
 
-from fmdiff_helpers.checkpoints import load_pretrained, read_card
+from fmdiff_helpers.batching import in_batches
+from fmdiff_helpers.checkpoints import load_pretrained
 from fmdiff_helpers.data import load_fashion_mnist
+from fmdiff_helpers.drawing import load_drawer
 from fmdiff_helpers.guidance import NULL
-from fmdiff_helpers.leaderboard import labels_for
-from fmdiff_helpers.recipes import CARDS, latent_shape, load_denoiser
-from fmdiff_helpers.samplers import in_batches, sample_ddim
-from fmdiff_helpers.train import Run
+from fmdiff_helpers.run import Run
 
 ROUNDS, STEPS = 7, 4
 RESULTS = Path(__file__).with_suffix(".json")
@@ -68,17 +66,22 @@ def without_fused(run: Run) -> None:
 
 def without_foreach(run: Run) -> None:
     """Average the weights one by one."""
-    run.ema = AveragedModel(run.plain, avg_fn=lambda mean, now, _: mean.lerp(now, 1e-3), use_buffers=False)
+
+    def average() -> None:
+        for mean, now in zip(run.ema.module.parameters(), run.plain.parameters(), strict=True):
+            mean.detach().lerp_(now.detach(), 1e-3)
+
+    run.average = average
 
 
 def drawing(name: str, batch_size: int) -> Callable[[], Tensor]:
     """Return what draws 500 images of a published network in two steps, so many at once, but does not decode them."""
-    (model, schedule), card, y = load_denoiser(name), read_card(name), labels_for(name, 500)
-    shape = latent_shape(CARDS[card["autoencoder"]["name"]]) if "autoencoder" in card else (1, 28, 28)
+    drawer = load_drawer(name)
+    shape, y = (drawer.autoencoder.latent_shape if drawer.autoencoder else drawer.process.shape), drawer.all_kinds(500)
     inputs = [torch.randn(500, *shape), *([] if y is None else [y])]
 
     def sample(x: Tensor, y: Tensor | None = None) -> Tensor:
-        return sample_ddim(model, x, schedule, num_steps=2, y=y)
+        return drawer.process.sample(drawer.model, x, None, 2, y=y)
 
     return lambda: in_batches(sample, *inputs, batch_size=batch_size)
 

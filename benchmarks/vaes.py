@@ -6,20 +6,19 @@ uv run python benchmarks/vaes.py measure        all of them and the published `v
 392 is what beta becomes where the squared error is a mean over the 784 pixels and the KL divergence a sum.
 """
 
-import json
 import sys
 
 import torch
-from torch import nn
+from exhibits import publish, train_card
 
-from fmdiff_helpers.checkpoints import PUBLISHED, build, load_pretrained, read_card, save_weights
-from fmdiff_helpers.data import describe_data, load_fashion_mnist, to_model, to_uint8
+from fmdiff_helpers.cards import PUBLISHED, read_card
+from fmdiff_helpers.checkpoints import load_pretrained, save_weights
+from fmdiff_helpers.data import describe_data, to_model, to_uint8
+from fmdiff_helpers.drawing import load_drawer
 from fmdiff_helpers.leaderboard import load_judge
 from fmdiff_helpers.metrics import Judge, features, mean_and_spread
 from fmdiff_helpers.models.vae import active_units, kl_divergence
-from fmdiff_helpers.recipes import CARDS, task
-from fmdiff_helpers.samplers import sample_prior
-from fmdiff_helpers.train import train
+from fmdiff_helpers.recipes import CARDS
 
 BETAS = (0, 0.01, 0.1, 1, 10, 392)
 STEPS, N, SEEDS = 1000, 10_000, 3
@@ -28,19 +27,18 @@ STEPS, N, SEEDS = 1000, 10_000, 3
 def train_variant(beta: float) -> None:
     """Train the VAE with the vector and a beta, and publish it in half precision."""
     torch.set_num_threads(1)
-    card = CARDS["vae"] | {"arguments": {"width": 32, "channels": 32, "grid": 1}, "beta": beta}
+    card, name = CARDS["vae"] | {"arguments": {"width": 32, "channels": 32, "grid": 1}}, f"vae_vector_{beta:g}"
+    card |= {"process": card["process"] | {"kl_weight": beta}}
     card |= {"recipe": card["recipe"] | {"steps": STEPS}, "data": describe_data()}
-    torch.manual_seed(0)
-    model, name = build(card), f"vae_vector_{beta:g}"
-    loss, draw, data, validate = task(card, *load_fashion_mnist("train"), torch.device("cpu"))
-    train(model, loss, draw, data, validate, f"runs/{name}", card)
+    model = train_card(card, f"runs/{name}")
     command = {"command": f"benchmarks/vaes.py train {beta:g}"}
     save_weights(PUBLISHED / f"{name}.safetensors", model.half(), read_card(f"runs/{name}") | command)
 
 
-def measure(judge: Judge, vae: nn.Module, x0: torch.Tensor) -> dict:
+def measure(judge: Judge, name: str, x0: torch.Tensor) -> dict:
     """Return how good samples from the prior and reconstructions are, and what the latent holds of test images x0."""
-    drawn = (features(judge.classifier, to_uint8(sample_prior(vae, N, seed))) for seed in range(SEEDS))
+    drawer, vae = load_drawer(name), load_pretrained(name)
+    drawn = (features(judge.classifier, to_uint8(drawer.draw(N, seed))) for seed in range(SEEDS))
     mu, log_var = (torch.cat(parts) for parts in zip(*map(vae.encode, x0.split(1000)), strict=True))
     return {
         "prior": mean_and_spread([judge.distances(found) for found in drawn]),
@@ -55,12 +53,9 @@ def main() -> None:
     torch.set_num_threads(1)
     judge = load_judge()
     names = ["vae", *(f"vae_vector_{beta:g}" for beta in BETAS)]
-    exhibits = {"n": N, "seeds": SEEDS, "device": "cpu", "floor": mean_and_spread(judge.floor(N))}
+    publish("vae", "exhibits", {"floor": mean_and_spread(judge.floor(N))}, n=N, seeds=SEEDS, device="cpu")
     for name in names:
-        exhibits[name] = measure(judge, load_pretrained(name), to_model(judge.test_images))
-        print(name, exhibits[name], flush=True)
-    card = read_card("vae") | {"exhibits": exhibits}
-    (PUBLISHED / "vae.json").write_text(json.dumps(card, indent=1) + "\n")
+        publish("vae", "exhibits", {name: measure(judge, name, to_model(judge.test_images))})
 
 
 if __name__ == "__main__":

@@ -7,37 +7,28 @@ uv run python benchmarks/vectors.py measure latents    both kinds, into the card
 uv run python benchmarks/vectors.py measure guidance   the published denoiser, guided
 """
 
-import json
 import os
-import platform
 import sys
 from pathlib import Path
 
 import torch
+from exhibits import publish, train_card
 from torch import nn
 
-from fmdiff_helpers.checkpoints import PUBLISHED, build, load_pretrained, read_card
-from fmdiff_helpers.data import describe_data, load_fashion_mnist, to_uint8
+from fmdiff_helpers.cards import build, read_card
+from fmdiff_helpers.checkpoints import load_pretrained
+from fmdiff_helpers.data import describe_data, to_uint8
+from fmdiff_helpers.drawing import load_drawer
 from fmdiff_helpers.leaderboard import load_judge
 from fmdiff_helpers.metrics import Judge, mean_and_spread
 from fmdiff_helpers.models.attention_autoencoder import ChannelAttention
-from fmdiff_helpers.recipes import (
-    CARDS,
-    PROFILES,
-    describe_autoencoder,
-    load_autoencoder,
-    load_denoiser,
-    load_guided,
-    task,
-    train_network,
-)
+from fmdiff_helpers.recipes import CARDS, describe_autoencoder, profiles, train_network
 from fmdiff_helpers.results import Results
-from fmdiff_helpers.samplers import generate
-from fmdiff_helpers.train import train
+from fmdiff_helpers.run import device_name
 
 N, SEEDS, NUM_STEPS, TRAINING_STEPS = 1000, 3, 50, 3000
 SCALES = (1.5, 2.0, 3.0)
-STEPS = PROFILES["attention_autoencoder"]["full"]["steps"]
+STEPS = profiles("attention_autoencoder")["full"]["steps"]
 LATENTS = {"vector": False, "map": True}  # without places, or with
 DENOISERS = {
     "transformer": {
@@ -61,28 +52,27 @@ class Ones(nn.Module):
         return torch.ones_like(x)
 
 
-def train_card(card: dict, folder: str, steps: int, alike: bool = False) -> None:
+def train_for(steps: int, card: dict, folder: str, alike: bool = False) -> None:
     """Train the network of a card for so many steps, from the weights of seed 0; or with its channels weighed alike."""
-    card |= {"recipe": card["recipe"] | {"steps": steps}, "data": describe_data()}
+    card = card | {"recipe": card["recipe"] | {"steps": steps}, "data": describe_data()}
     torch.manual_seed(0)
     model = build(card)
     for part in model.modules():
         if alike and isinstance(part, ChannelAttention):
             part.weigh[-1] = Ones()
-    loss, draw, data, validate = task(card, *load_fashion_mnist("train"), torch.device("cpu"))
-    train(model, loss, draw, data, validate, folder, card)
+    train_card(card, folder, model)
 
 
 def train_latent(latent: str) -> None:
     """Train an autoencoder, and both denoisers in its latent."""
     card = CARDS["attention_autoencoder"]
     card = card | {"arguments": card["arguments"] | {"places": LATENTS[latent]}}
-    train_card(card, folder_of(latent), STEPS)
+    train_for(STEPS, card, folder_of(latent))
     for name, changes in DENOISERS.items():
         card = CARDS["vector_denoiser"] | {"recipe": {"lr": 1e-3, "floor": 0.1}} | changes
-        del card["label_dropout"]  # a transformer always wants to know the label
+        card |= {"label_dropout": 0.0}  # a transformer always wants to know the label
         card |= {"autoencoder": describe_autoencoder(folder_of(latent), (1, 8, 8))}
-        train_card(card, folder_of(latent, name), TRAINING_STEPS)
+        train_for(TRAINING_STEPS, card, folder_of(latent, name))
 
 
 def final_error(folder: str) -> float:
@@ -98,16 +88,15 @@ def train_early() -> None:
 
 def about() -> dict:
     """Return how everything here is measured."""
-    device = f"cpu, {torch.get_num_threads()} threads, {platform.machine()}"
-    return {"n": N, "seeds": SEEDS, "steps": NUM_STEPS, "device": device}
+    return {"n": N, "seeds": SEEDS, "steps": NUM_STEPS, "device": device_name(torch.device("cpu"))}
 
 
-def measured(judge: Judge, denoiser: tuple, folder: str) -> dict:
-    """Return what a denoiser and its schedule draw in the latent that the card in `folder` names, measured."""
-    y, autoencoder = torch.arange(N) % 10, load_autoencoder(read_card(folder))
-    drawn = (generate(*denoiser, N, seed, NUM_STEPS, y, vae=autoencoder) for seed in range(SEEDS))
-    found = mean_and_spread([judge.measure(to_uint8(samples), y) for samples in drawn])
-    print(f"{folder}: {found}", flush=True)
+def measured(judge: Judge, name: str, guidance: float | None = None) -> dict:
+    """Return what a denoiser draws, measured."""
+    drawer = load_drawer(name, NUM_STEPS, guidance)
+    y = drawer.all_kinds(N)
+    found = mean_and_spread([judge.measure(to_uint8(drawer.draw(N, seed, y)), y) for seed in range(SEEDS)])
+    print(f"{name}: {found}", flush=True)
     return found
 
 
@@ -123,21 +112,18 @@ def measure_latents(judge: Judge) -> dict:
         for name in DENOISERS:
             folder = folder_of(latent, name)
             size = {"weights": sum(p.numel() for p in load_pretrained(folder).parameters())}
-            results[f"{name} on the {latent}"] = measured(judge, load_denoiser(folder), folder) | size
+            results[f"{name} on the {latent}"] = measured(judge, folder) | size
     return results
 
 
 def measure_guidance(judge: Judge) -> dict:
     """Measure the published denoiser, guided."""
-    name = "vector_denoiser"
-    return about() | {f"w {w:g}": measured(judge, load_guided(name, w), name) for w in SCALES}
+    return about() | {f"w {w:g}": measured(judge, "vector_denoiser", w) for w in SCALES}
 
 
 def measure(what: str) -> None:
     """Measure one of `MEASURES` and write it into the card of the published denoiser."""
-    found = MEASURES[what](load_judge())
-    card = read_card("vector_denoiser") | {what: found}
-    (PUBLISHED / "vector_denoiser.json").write_text(json.dumps(card, indent=1) + "\n")
+    publish("vector_denoiser", what, MEASURES[what](load_judge()))
 
 
 MEASURES = {"latents": measure_latents, "guidance": measure_guidance}
@@ -146,7 +132,7 @@ if __name__ == "__main__":
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count())))
     match sys.argv[1:]:
         case ["train", "alike"]:
-            train_card(dict(CARDS["attention_autoencoder"]), folder_of("alike"), STEPS, alike=True)
+            train_for(STEPS, CARDS["attention_autoencoder"], folder_of("alike"), alike=True)
         case ["train", "early"]:
             train_early()
         case ["train", latent] if latent in LATENTS:

@@ -63,11 +63,11 @@ def on_the_processor():
     from accelerate import PartialState
     from accelerate.state import AcceleratorState
 
-    from fmdiff_helpers import train
+    from fmdiff_helpers import run
 
     AcceleratorState._reset_state(reset_partial_state=True)
     PartialState(cpu=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "best_precision", lambda: "no")
+        patch.setattr(run, "best_precision", lambda: "no")
         yield
     AcceleratorState._reset_state(reset_partial_state=True)

@@ -14,7 +14,8 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
-from fmdiff_helpers.checkpoints import build, read_card, save_weights
+from fmdiff_helpers.cards import build, read_card, upgrade
+from fmdiff_helpers.checkpoints import save_weights
 from notebooks import WIDGET, code_hash, normalise, shrink_png
 
 ROOT = Path(__file__).parents[1]
@@ -139,7 +140,7 @@ def trained(tmp_path, monkeypatch):
     (tmp_path / "measures.json").write_text('{"fd": [2.0, 0.1]}')
 
     def write_and_publish(data):
-        card = {"network": "classifier.Classifier", "arguments": {"width": 2}, "data": data}
+        card = upgrade({"network": "classifier.Classifier", "arguments": {"width": 2}, "data": data})
         save_weights(tmp_path / "run" / "weights.safetensors", build(card), card)
         return publish.publish(tmp_path / "run", "small", "fmdiff train small", tmp_path / "measures.json")
 

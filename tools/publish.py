@@ -14,7 +14,8 @@ from pathlib import Path
 
 import torch
 
-from fmdiff_helpers.checkpoints import PUBLISHED, load_pretrained, read_card, save_weights
+from fmdiff_helpers.cards import PUBLISHED, read_card
+from fmdiff_helpers.checkpoints import load_pretrained, save_weights
 
 
 def publish(folder: str, name: str, command: str, measures: str) -> Path:

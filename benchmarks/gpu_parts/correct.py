@@ -13,12 +13,13 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from fmdiff_helpers import recipes
-from fmdiff_helpers.checkpoints import load_pretrained, read_card
+from fmdiff_helpers.batching import this_process
+from fmdiff_helpers.cards import read_card
+from fmdiff_helpers.checkpoints import load_pretrained
 from fmdiff_helpers.data import to_model
-from fmdiff_helpers.processes import join
-from fmdiff_helpers.recipes import CARDS, load_denoiser, task, train_network
-from fmdiff_helpers.samplers import sample_ddim
-from fmdiff_helpers.train import best_precision
+from fmdiff_helpers.drawing import load_drawer
+from fmdiff_helpers.recipes import CARDS, train_network, training_parts
+from fmdiff_helpers.run import Run, best_precision
 from gpu_parts.loops import DENOISERS, LOOPS, begin, stepper, training_data
 from gpu_parts.report import Report, Size
 
@@ -34,12 +35,11 @@ def relative(found: list[Tensor], expected: list[Tensor]) -> float:
 
 def answers(name: str, size: Size, device: str, x0: Tensor, y: Tensor) -> dict[str, list[Tensor]]:
     """Return what a published network says, its loss, its gradient and, where it draws, samples, on a device."""
-    card, outputs = {k: v for k, v in CARDS[name].items() if k != "autoencoder"}, []
-    card = card | {"recipe": {"steps": 100}}
+    card, outputs = CARDS[name] | {"autoencoder": None, "recipe": {"steps": 100}}, []
     held_out = torch.zeros((recipes.NUM_VALIDATION + 1, *x0.shape[1:]))
-    loss_fn, draw, _, _ = task(card, held_out, torch.zeros(len(held_out), dtype=torch.long), torch.device("cpu"))
-    drawn = draw(x0, torch.Generator().manual_seed(1))
-    loss_fn, *_ = task(card, held_out, torch.zeros(len(held_out), dtype=torch.long), torch.device(device))
+    data = held_out, torch.zeros(len(held_out), dtype=torch.long)
+    drawn = training_parts(card, *data, torch.device("cpu")).draw(x0, torch.Generator().manual_seed(1))
+    loss_fn = training_parts(card, *data, torch.device(device)).loss
     model = load_pretrained(name, device).requires_grad_(True)
 
     def watched(*inputs: Tensor) -> Tensor:
@@ -51,20 +51,20 @@ def answers(name: str, size: Size, device: str, x0: Tensor, y: Tensor) -> dict[s
     outputs = [part for part in tree_leaves(outputs) if isinstance(part, Tensor)]
     found = {"prediction": outputs, "loss": [loss], "gradient": [part for part in gradient if part is not None]}
     if name in DENOISERS:
-        predict, schedule = load_denoiser(name, device)
-        labels = y.to(device) if CARDS[name]["arguments"]["num_classes"] else None
+        drawer = load_drawer(name, device=device)
+        labels = y.to(device) if drawer.takes_labels else None
         noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(2)).to(device)
-        clip = math.inf if "autoencoder" in CARDS[name] else 1.0
-        found["samples"] = [sample_ddim(predict, noise, schedule, num_steps=size.steps, y=labels, clip=clip)]
+        clip = math.inf if drawer.autoencoder else 1.0
+        found["samples"] = [drawer.process.sample(drawer.model, noise, None, size.steps, y=labels, clip=clip)]
     return found
 
 
 def agrees(name: str, size: Size) -> dict:
     """Compare a published network on the device with itself on the processor, without TF32."""
-    x, y = training_data(CARDS[name].get("autoencoder"), size.data)
+    x, y = training_data(CARDS[name]["autoencoder"], size.data)
     x0, y = x[: size.compared].cpu(), y[: size.compared].cpu()
     x0 = x0 if x0.is_floating_point() else to_model(x0)
-    here, there = (answers(name, size, device, x0, y) for device in ("cpu", str(join().device)))
+    here, there = (answers(name, size, device, x0, y) for device in ("cpu", str(this_process().device)))
     difference = {what: relative(there[what], here[what]) for what in here}
     passed = all(difference[what] <= TOLERANCE[what] for what in difference)
     return {"passed": passed, "difference": difference, "tolerance": TOLERANCE, "n": size.compared}
@@ -96,8 +96,8 @@ def resumes(out: Path, size: Size) -> dict:
     recipe = {"steps": size.resumed, "every": size.resumed // 2, "batch_size": size.resumed_batch}
     name, halves = "transformer", [out / "resume" / place for place in ("device", "processor")]
 
-    def stop(history: list[dict]) -> None:
-        if history[-1]["step"] >= recipe["every"]:
+    def stop(run: Run) -> None:
+        if run.step >= recipe["every"]:
             raise KeyboardInterrupt
 
     whole, _ = train_network(name, out / "resume" / "whole", **recipe)

@@ -14,14 +14,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from fmdiff_helpers import samplers
+from fmdiff_helpers import batching
+from fmdiff_helpers.batching import batch_size_on, in_batches, this_process
 from fmdiff_helpers.data import to_model
-from fmdiff_helpers.leaderboard import labels_for
-from fmdiff_helpers.processes import at_once, join
-from fmdiff_helpers.recipes import CARDS, load_sampler
-from fmdiff_helpers.samplers import in_batches, sample_ddpm
+from fmdiff_helpers.drawing import load_drawer
+from fmdiff_helpers.recipes import CARDS
+from fmdiff_helpers.run import best_precision
+from fmdiff_helpers.samplers import sample_ddpm
 from fmdiff_helpers.schedules import Schedule, linear_beta
-from fmdiff_helpers.train import best_precision
 from gpu_parts.loops import DENOISERS, GOOD, LOOPS, begin, rate, stepper, timed, training_data
 from gpu_parts.report import Report, Size
 
@@ -58,7 +58,7 @@ def cost(step: Callable[[], object], batch: int) -> dict[str, float]:
 
 def ceilings(size: Size) -> dict:
     """Return what the device does at best: operations in a product of matrices, bytes read and written in a copy."""
-    device = join().device
+    device = this_process().device
     dtype = torch.bfloat16 if best_precision() == "bf16" else torch.float32
     a, b = torch.randn(2, size.matrix, size.matrix, device=device, dtype=dtype)
     source = torch.ones(size.copied, dtype=torch.uint8, device=device)
@@ -160,13 +160,16 @@ def peer_speed(peer: Callable, batch: int, size: Size) -> dict:
 
 def sampling_speed(name: str, size: Size) -> dict:
     """Return the images a second that a published network draws, decoded: as it is, in bf16, and 500 images at once."""
-    device = join().device
-    draw, y = load_sampler(name, size.steps, device=device), labels_for(name, size.drawn)
-    found, usual = {"steps": size.steps, "n": size.drawn}, at_once(device)
+    device = this_process().device
+    drawer = load_drawer(name, size.steps, device=device)
+    found, usual = {"steps": size.steps, "n": size.drawn}, batch_size_on(device)
     for label, bf16, number in (("float32", False, usual), ("bf16", True, usual), ("float32, 500 at once", False, 500)):
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16), patch.object(samplers, "at_once") as size_of:
+        with (
+            torch.autocast(device.type, torch.bfloat16, enabled=bf16),
+            patch.object(batching, "batch_size_on") as size_of,
+        ):
             size_of.return_value = number
-            found[label] = rate(lambda: draw(size.drawn, 0, y), size.drawn, size)
+            found[label] = rate(lambda: drawer.draw(size.drawn, 0, drawer.all_kinds(size.drawn)), size.drawn, size)
     return found
 
 
@@ -174,7 +177,7 @@ def annotated_sampling(size: Size) -> dict:
     """Return the images a second that the Annotated Diffusion Model draws with all of its 200 steps."""
     from original_unet import OriginalUNet
 
-    device, steps = join().device, 200 if size.steps > 2 else 2
+    device, steps = this_process().device, 200 if size.steps > 2 else 2
     model, schedule = OriginalUNet().to(device).eval(), Schedule(linear_beta(200)).to(device)
     noise = torch.randn(size.drawn, 1, 28, 28, device=device)
     draw = partial(sample_ddpm, model, schedule=schedule, num_steps=steps)

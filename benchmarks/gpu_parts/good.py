@@ -9,12 +9,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fmdiff_helpers import recipes
+from fmdiff_helpers.batching import this_process
 from fmdiff_helpers.checkpoints import load_pretrained
 from fmdiff_helpers.data import load_fashion_mnist, to_uint8
-from fmdiff_helpers.leaderboard import labels_for
+from fmdiff_helpers.drawing import load_drawer
 from fmdiff_helpers.metrics import covered, features, frechet_distance, mean_and_spread
-from fmdiff_helpers.processes import join
-from fmdiff_helpers.recipes import CARDS, load_sampler
+from fmdiff_helpers.recipes import CARDS
 from fmdiff_helpers.train import keep_best
 from gpu_parts.loops import GOOD, LOOPS, begin, stepper, timed
 from gpu_parts.report import Report, Size
@@ -47,15 +47,15 @@ def train_for(name: str, loop: str, folder: Path, seconds: float, size: Size) ->
 @cache
 def real_features(split: str, number: int | None = None) -> Tensor:
     """Return the features of real images: the first of those of the split "test", "validation" or "train"."""
-    classifier = load_pretrained("classifier", join().device)
-    images = load_fashion_mnist("test" if split == "test" else "train", join().device)[0]
+    classifier = load_pretrained("classifier", this_process().device)
+    images = load_fashion_mnist("test" if split == "test" else "train", this_process().device)[0]
     images = images[-recipes.NUM_VALIDATION :] if split == "validation" else images[:number]
     return features(classifier, images)
 
 
 def distances(found: Tensor, size: Size) -> dict[str, float]:
     """Return what features (N, d) score: FD to the test and to the validation images, precision and recall."""
-    test, device = real_features("test", size.real), join().device
+    test, device = real_features("test", size.real), this_process().device
     return {
         "fd": frechet_distance(found, test),
         "fd_validation": frechet_distance(found, real_features("validation")),
@@ -64,12 +64,12 @@ def distances(found: Tensor, size: Size) -> dict[str, float]:
     }
 
 
-def quality(name: Path | str, kind: str, size: Size, guidance: float | None = None) -> dict:
+def quality(name: Path | str, size: Size, guidance: float | None = None) -> dict:
     """Return mean and spread over the seeds of what samples of a network score."""
-    device, y = join().device, labels_for(kind, size.judged)
-    draw = load_sampler(name, size.steps, guidance, device=device)
-    classifier = load_pretrained("classifier", device)
-    images = (to_uint8(draw(size.judged, seed, y)) for seed in range(size.seeds))
+    device = this_process().device
+    drawer, classifier = load_drawer(name, size.steps, guidance, device=device), load_pretrained("classifier", device)
+    y = drawer.all_kinds(size.judged)
+    images = (to_uint8(drawer.draw(size.judged, seed, y)) for seed in range(size.seeds))
     scores = [distances(features(classifier, each), size) for each in images]
     return {"measures": mean_and_spread(scores), "n": size.judged, "seeds": size.seeds, "sampler_steps": size.steps}
 
@@ -84,8 +84,8 @@ def good(report: Report, out: Path, size: Size) -> None:
             label = f"train {name}, {loop}"
             if "error" not in report.add(label, partial(train_for, name, loop, out / name, seconds, size)):
                 break
-        report.add(f"samples of {name}", partial(quality, out / name, name, size))
-        if "label_dropout" in CARDS[name]:
-            report.add(f"samples of {name}, w = 1.5", partial(quality, out / name, name, size, guidance=1.5))
+        report.add(f"samples of {name}", partial(quality, out / name, size))
+        if CARDS[name]["label_dropout"]:
+            report.add(f"samples of {name}, w = 1.5", partial(quality, out / name, size, guidance=1.5))
     for name in GOOD:
-        report.add(f"samples of the published {name}", partial(quality, name, name, size))
+        report.add(f"samples of the published {name}", partial(quality, name, size))

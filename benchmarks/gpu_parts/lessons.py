@@ -9,11 +9,12 @@ from pathlib import Path
 
 import torch
 
-from fmdiff_helpers import checkpoints, recipes, samplers
-from fmdiff_helpers.processes import join
+from fmdiff_helpers import cards, checkpoints, drawing, recipes, samplers
+from fmdiff_helpers.batching import this_process
+from fmdiff_helpers.processes.diffusion import Diffusion
 from fmdiff_helpers.recipes import train_network
 from fmdiff_helpers.results import Results
-from fmdiff_helpers.train import DEFAULTS
+from fmdiff_helpers.run import DEFAULTS, Run
 from gpu_parts.report import Report, Size
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,15 +38,15 @@ def whole(seen: list[tuple[float, int]], every: int, steps: int) -> float:
 
 def lesson_seconds(path: Path, size: Size) -> dict:
     """Run a lesson's training cell, 150 steps of each of its trainings, and say how long all would take."""
-    trained, device = {}, join().device.type
+    trained, device = {}, this_process().device.type
 
     def timed_training(name: str, folder: Path | str, report: Callable, **options: object) -> tuple:
         start = time.monotonic()
         seen = []  # (seconds, step) at each point of the loss curve, after 50, 100 and 150 steps
 
-        def until(history: list[dict]) -> None:
-            report(history)
-            seen.append((time.monotonic() - start, history[-1]["step"]))
+        def until(run: Run) -> None:
+            report(run)
+            seen.append((time.monotonic() - start, run.step))
             if len(seen) == 3:
                 raise KeyboardInterrupt
 
@@ -56,8 +57,10 @@ def lesson_seconds(path: Path, size: Size) -> dict:
         trained[name] = estimate | {"timed_seconds": spent, "timed_steps": step}
         return found
 
-    names = {**vars(samplers), **vars(recipes), **vars(checkpoints), "Path": Path, "torch": torch, "Results": Results}
-    names |= {"train_network": timed_training, "LiveLoss": lambda: lambda history: None, "published": None}
+    names = {"Path": Path, "torch": torch, "Results": Results, "Diffusion": Diffusion, "published": None}
+    for module in (cards, checkpoints, drawing, recipes, samplers):
+        names |= vars(module)
+    names |= {"train_network": timed_training, "LiveLoss": lambda: lambda run: None}
     exec(training_cell(path), names | {"epochs": size.epochs, "device": device, "schedule": None})
     return {"seconds": sum(each["seconds"] for each in trained.values()), "trainings": trained}
 

@@ -10,15 +10,16 @@ import torch
 from machine import middle
 from torch import Tensor, nn
 
-from fmdiff_helpers.checkpoints import build, load_pretrained
+from fmdiff_helpers.batching import in_batches, this_process
+from fmdiff_helpers.cards import build, latent_shape
+from fmdiff_helpers.checkpoints import load_pretrained
 from fmdiff_helpers.data import describe_data, load_fashion_mnist, to_model
-from fmdiff_helpers.processes import join
-from fmdiff_helpers.recipes import CARDS, describe_autoencoder, latent_shape, task
-from fmdiff_helpers.samplers import in_batches
-from fmdiff_helpers.train import Run, check_recipe, learning_rate
+from fmdiff_helpers.recipes import CARDS, describe_autoencoder, training_parts
+from fmdiff_helpers.run import Run, learning_rate
+from fmdiff_helpers.train import check_recipe
 from gpu_parts.report import Size
 
-DENOISERS = tuple(name for name, card in CARDS.items() if "schedule" in card)
+DENOISERS = tuple(name for name, card in CARDS.items() if card["kind"] == "denoiser")
 GOOD = ("unet", "patch_unet", "latent_unet", "transformer")  # those that are trained for a minute
 LOOPS = ("eager", "graph", "compiled", "compiled graph")
 HIGHEST_RATE = 4e-3  # of any recipe
@@ -50,7 +51,7 @@ def rate(work: Callable[[], object], images: int, size: Size) -> dict:
 @cache
 def training_data(autoencoder: str | None, number: int) -> tuple[Tensor, Tensor]:
     """Return the training images, or their latents, and labels, on the device."""
-    device = join().device
+    device = this_process().device
     images, labels = (part[:number] for part in load_fashion_mnist("train", device))
     if autoencoder:
         vae = load_pretrained(autoencoder, device)
@@ -78,7 +79,7 @@ class GraphRun(Run):
         self.optimizer.zero_grad()
         loss = self.loss_fn(self.model, *self.inputs).mean()
         loss.backward()
-        nn.utils.clip_grad_norm_(self.plain.parameters(), self.recipe["clip"])
+        nn.utils.clip_grad_norm_(self.plain.parameters(), self.recipe["max_grad_norm"])
         self.optimizer.step()
         return loss.detach()
 
@@ -125,24 +126,23 @@ class GraphRun(Run):
 
 def begin(name: str, loop: str, size: Size, batch: int, **recipe: int) -> tuple[Run, tuple, Callable]:
     """Return the training of a network by one of `LOOPS`, its data and its validation; lr grows as batch^(1/2)."""
-    card, device = CARDS[name], join().device
+    card, device = CARDS[name], this_process().device
     lr = min(HIGHEST_RATE, card["recipe"]["lr"] * math.sqrt(batch / 128)) if batch > 128 else card["recipe"]["lr"]
     recipe = {"steps": 100_000, "batch_size": batch, "lr": lr} | recipe
     card = card | {"recipe": check_recipe(card["recipe"] | recipe, size.data), "data": describe_data()}
-    images, labels = training_data(card.get("autoencoder"), size.data)
-    plain = {key: value for key, value in card.items() if key != "autoencoder"}  # the latents are made
-    loss, draw, data, validate = task(plain, images, labels, device)
-    if encoder := card.get("autoencoder"):
+    images, labels = training_data(card["autoencoder"], size.data)
+    parts = training_parts(card | {"autoencoder": None}, images, labels, device)  # the latents are made
+    if encoder := card["autoencoder"]:
         card["autoencoder"] = describe_autoencoder(encoder, latent_shape(CARDS[encoder]))
     torch.manual_seed(0)
     model = build(card)
     if "compiled" in loop:
         backend = "inductor" if device.type == "cuda" else "eager"
         model.forward = MethodType(torch.compile(type(model).forward, backend=backend), model)
-    run = (GraphRun if "graph" in loop else Run)(model, loss, draw, card)
+    run = (GraphRun if "graph" in loop else Run)(model, parts.loss, parts.draw, card)
     if "compiled" in loop:
         del run.ema.module.forward  # validation is rare: it need not be compiled
-    return run, data, validate
+    return run, parts.data, parts.validate
 
 
 def stepper(run: Run, data: tuple[Tensor, Tensor]) -> Callable[[], Tensor]:
