@@ -1,6 +1,6 @@
 """Cards: what a network is, how it was trained and what it measured, as JSON beside its weights.
 
-A card is a dict. These keys are always there, and nothing outside this module asks which others are:
+A card is a dict. These keys are always there, and no other module asks which keys a card has:
 
     kind           "denoiser", "autoencoder" or "classifier"
     network        its class, as MODULE.CLASS of fmdiff_helpers.models
@@ -36,7 +36,7 @@ def find_class(package: str, name: str) -> type:
         found = getattr(import_module(place), attribute, None)
     except ImportError:
         found = None
-    # Only what that file itself defines: a card is data, and must not reach anything else that a module can see.
+    # Only a class that this file defines: a card is data, and must not reach what the file imports.
     if not isinstance(found, type) or found.__module__ != place:
         raise WeightsError(f"the card names {name!r}; expected MODULE.CLASS of fmdiff_helpers.{package}")
     return found
@@ -62,9 +62,9 @@ def build_process(card: dict, device: torch.device | str = "cpu"):
 
 def takes_labels(card: dict) -> bool:
     """Tell whether a card's network is a denoiser that takes labels, by its `arguments` or by default."""
-    usual = inspect.signature(find_class("models", card["network"])).parameters.get("num_classes")
-    is_told = usual is not None and card["arguments"].get("num_classes", usual.default) > 0
-    return card["kind"] == "denoiser" and is_told
+    parameter = inspect.signature(find_class("models", card["network"])).parameters.get("num_classes")
+    has_classes = parameter is not None and card["arguments"].get("num_classes", parameter.default) > 0
+    return card["kind"] == "denoiser" and has_classes
 
 
 def latent_shape(card: dict) -> tuple[int, ...]:
@@ -97,33 +97,36 @@ def upgrade(card: dict) -> dict:
     return {key: new.pop(key) for key in KEYS} | new
 
 
-def point_from(folder: Path, card: dict) -> dict:
-    """Return a card whose autoencoder, if it is a folder, is named by the way to it from `folder`, as "./../vae"."""
+def with_relative_path(card: dict, folder: Path) -> dict:
+    """Return a card that names its autoencoder, if that is a folder, by its path relative to `folder`: "./../vae"."""
     place = Path(card["autoencoder"]["name"]) if card["autoencoder"] else Path()
     if not place.is_absolute():
         return card
     try:
-        way = Path(os.path.relpath(place.resolve(), folder.resolve())).as_posix()
-    except ValueError:  # on Windows there is no way from one drive to another
+        relative = Path(os.path.relpath(place.resolve(), folder.resolve())).as_posix()
+    except ValueError:  # on Windows no relative path leads from one drive to another
         return card
-    return card | {"autoencoder": card["autoencoder"] | {"name": f"./{way}"}}
+    return card | {"autoencoder": card["autoencoder"] | {"name": f"./{relative}"}}
 
 
-def point_to(folder: Path, card: dict) -> dict:
-    """Return a card read in `folder` whose autoencoder is named by its absolute path: undo `point_from`."""
+def with_absolute_path(card: dict, folder: Path) -> dict:
+    """Return a card, read from `folder`, that names its autoencoder by its absolute path: undo `with_relative_path`."""
     name = card["autoencoder"]["name"] if card["autoencoder"] else ""
-    if not name.startswith("./"):  # a published network, or a path as somebody typed it, in old cards
+    if not name.startswith("./"):  # a published network; or, in old cards, a path as it was typed
         return card
     return card | {"autoencoder": card["autoencoder"] | {"name": str((folder / name).resolve())}}
 
 
 def to_json(card: dict, folder: Path) -> str:
-    """Return the text of a card that will lie in `folder`: its autoencoder is named by the way from there."""
-    return json.dumps(point_from(folder, card), indent=1) + "\n"
+    """Return the text of a card for a file in `folder`, with the autoencoder's path relative to that."""
+    return json.dumps(with_relative_path(card, folder), indent=1) + "\n"
 
 
 def find_weights(name: str | Path) -> Path:
-    """Return the .safetensors file of a published network, or of a folder that a training wrote, first for a Path."""
+    """Return the .safetensors file of a published network, or of a folder that a training wrote.
+
+    If both exist, a str means the published network and a Path the folder. WeightsError if there is none.
+    """
     published, own = PUBLISHED / f"{name}.safetensors", Path(name) / "weights.safetensors"
     for path in (own, published) if isinstance(name, Path) else (published, own):
         if path.is_file():
@@ -142,14 +145,14 @@ def find_weights(name: str | Path) -> Path:
 def read_card(name: str | Path) -> dict:
     """Return the card of a published network, or of a folder that a training wrote; WeightsError if there is none.
 
-    Where its autoencoder is a folder, it is named by its absolute path.
+    If its autoencoder is a folder, the card names its absolute path.
     """
     path = find_weights(name).with_suffix(".json")
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
-        missing = {"network", "arguments", "sha256"} - set(card)
+        missing = {"network", "arguments", "sha256", *(KEYS if "kind" in card else ())} - set(card)
     except (OSError, ValueError, TypeError) as error:
         raise WeightsError(f"{path} is missing or damaged ({error}); get the file again, or train anew") from None
     if missing or not isinstance(card, dict):
         raise WeightsError(f"{path} is no card: it lacks {', '.join(sorted(missing))}; get it again, or train anew")
-    return point_to(path.parent, upgrade(card))
+    return with_absolute_path(upgrade(card), path.parent)

@@ -147,7 +147,7 @@ class PatchUNet(nn.Module):
         """Return the prediction, shaped like x; ValueError if x does not divide into patches."""
         if x.shape[2] % self.patch_size or x.shape[3] % self.patch_size:
             raise ValueError(f"images are {tuple(x.shape)}; expected height and width that divide by {self.patch_size}")
-        emb = self.time(t) + self.label(torch.full_like(t, self.num_classes) if y is None else y)
+        emb = self.time(t) + self.label(torch.full_like(t, self.num_classes, dtype=torch.int64) if y is None else y)
         stem = self.stem(x)
         skips = [self.first(stem, emb)]
         for down in self.down:

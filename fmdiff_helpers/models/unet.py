@@ -188,4 +188,4 @@ class UNet(nn.Module):
             raise ValueError("y was given to a network without labels; build it with num_classes=10, or leave y out")
         if self.label is None:
             return self.time(t)
-        return self.time(t) + self.label(torch.full_like(t, self.num_classes) if y is None else y)
+        return self.time(t) + self.label(torch.full_like(t, self.num_classes, dtype=torch.int64) if y is None else y)
