@@ -17,7 +17,7 @@ from fmdiff_helpers.cards import WeightsError, build, find_weights, read_card, t
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a file beside `path`, then put it in place: readers see the old file or the new, never half."""
+    """Let `write` fill a file beside `path`, then rename it: readers see the old file or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -32,7 +32,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 def save_weights(path: Path, model: nn.Module, card: dict) -> None:
     """Write the weights to `path`, a .safetensors file, and the card with their sha256 to a .json file beside it.
 
-    The card names an autoencoder by the way from this folder to it, so that both can be moved together.
+    The card names an autoencoder by its path relative to this folder, so that both can be moved together.
     """
     content = save({name: tensor.contiguous() for name, tensor in model.state_dict().items()})
     text = to_json(card | {"sha256": hashlib.sha256(content).hexdigest()}, path.parent)

@@ -1,4 +1,4 @@
-"""The one thing that draws: a trained network with all that belongs to it, loaded once by name and options."""
+"""Draw images: a `Drawer` is a trained network with all that it needs to draw, loaded by name and options."""
 
 import math
 from collections.abc import Callable
@@ -18,8 +18,8 @@ from fmdiff_helpers.guidance import guided
 def batch_generator(numbers: Tensor, seed: int, start: torch.Generator) -> torch.Generator:
     """Return the noise generator for one batch of images, given their numbers (B,).
 
-    It depends only on the seed and the batch's first number, so any process can draw any batch. The first batch goes
-    on where `start` is, which has drawn the noise that all chains begin with.
+    It depends only on the seed and the first number, so any process can draw any batch. The first batch continues
+    from `start`, the generator that has drawn the initial noise of all chains.
     """
     generator, first = torch.Generator(start.device), int(numbers[0])
     return generator.manual_seed(1_000_003 * (seed + 1) + first) if first else generator.set_state(start.get_state())
@@ -42,19 +42,19 @@ class Drawer:
     shared: bool = False
 
     def decode(self, x: Tensor) -> Tensor:
-        """Return the images (B, 1, 28, 28) that states x (B, ...) of a chain are."""
+        """Return the states x (B, ...) of a chain as images (B, 1, 28, 28)."""
         return self.autoencoder.from_latent(x) if self.autoencoder else x
 
     def all_kinds(self, n: int) -> Tensor | None:
-        """Return n labels, all ten kinds in turn; None if the network takes no labels."""
+        """Return n labels, the ten kinds in turn; None if the network takes no labels."""
         return torch.arange(n) % len(CLASS_NAMES) if self.takes_labels else None
 
     @torch.no_grad()
     def draw(self, n: int, seed: int = 0, y: Tensor | None = None, watch: Callable | None = None) -> Tensor:
         """Draw n images (n, 1, 28, 28); the same seed gives the same images.
 
-        `y` (n,) are their labels, for a network that takes them. `watch` sees the steps of the sampler, of one batch
-        after the other; latents are not clipped.
+        `y` (n,) are their labels, for a network that takes them. `watch` sees the sampler's steps, batch by batch.
+        Latents are not clipped.
         """
         device = self.process.device
         start = torch.Generator(device).manual_seed(seed)
@@ -75,16 +75,16 @@ class Drawer:
 
 
 def load_autoencoder(name: Path | str, device: torch.device | str = "cpu") -> nn.Module | None:
-    """Return a network that is an autoencoder itself, or the one in whose latent a denoiser lives; else None.
+    """Return the network itself if it is an autoencoder, or the autoencoder of a denoiser of latents; else None.
 
-    WeightsError where that one has changed since the denoiser was trained.
+    WeightsError if the autoencoder has changed since the denoiser was trained.
     """
     card = read_card(name)
     return load_pretrained(name, device) if card["kind"] == "autoencoder" else autoencoder_of(card, device)
 
 
 def autoencoder_of(card: dict, device: torch.device | str) -> nn.Module | None:
-    """Return the autoencoder that a denoiser's card names, if any; WeightsError where it has changed since."""
+    """Return the autoencoder that a denoiser's card names, if any; WeightsError if it has changed since."""
     if card["autoencoder"] is None:
         return None
     name, expected = card["autoencoder"]["name"], card["autoencoder"]["sha256"]
@@ -98,14 +98,14 @@ def autoencoder_of(card: dict, device: torch.device | str) -> nn.Module | None:
 
 
 def drawer_of(card: dict, network: nn.Module, num_steps: int | None, device: torch.device | str) -> Drawer:
-    """Return what draws with a network that is at hand on `device`, as its card says."""
+    """Return the Drawer of a network that is already on `device`, as its card says."""
     process = build_process(card, device)
     model, autoencoder = process.predictor(network), autoencoder_of(card, device)
     return Drawer(process, model, num_steps, autoencoder, takes_labels(card))
 
 
 def check_request(name: Path | str, card: dict, max_steps: int, num_steps: int | None, guidance: float | None) -> None:
-    """Raise ValueError where a network cannot draw in so many steps, or cannot be guided."""
+    """Raise ValueError if a network cannot draw in this number of steps, or cannot be guided."""
     if not max_steps:
         raise ValueError(f"{name!r} ({class_name(card)}) draws nothing; name a denoiser or a VAE")
     if num_steps is not None and max_steps == 1:
@@ -119,13 +119,13 @@ def check_request(name: Path | str, card: dict, max_steps: int, num_steps: int |
 
 
 def check_guide(name: Path | str, card: dict, guide: Path | str | None) -> None:
-    """Raise ValueError where nothing can be led away from: no labels were hidden in training, or the guide is unfit."""
+    """Raise ValueError if guidance has no weaker prediction: training hid no labels, or the guide does not fit."""
     if guide is None:
         if not card["label_dropout"]:
             raise ValueError(f"{name!r} never learned without labels; name a weaker network to lead it away from")
         return
     there = read_card(guide)
-    # What a network predicts may differ, because all predictions are turned into the same one.
+    # The targets may differ, because `predictor` turns all of them into the same prediction.
     for what, skip in (("process", {"target": None}), ("autoencoder", {})):
         if (card[what] or {}) | skip != (there[what] or {}) | skip:
             raise ValueError(f"{what} of {guide!r} is {there[what]}; expected that of {name!r}, {card[what]}")
@@ -141,10 +141,11 @@ def load_drawer(
     interval: tuple[int, int] | None = None,
     device: torch.device | str = "cpu",
 ) -> Drawer:
-    """Return what draws with a published network, or with one in a folder that a training wrote.
+    """Return the Drawer of a published network, or of one in a folder that a training wrote.
 
-    `guidance` w leads away from the network itself without labels, or from a weaker network `guide`; `interval`
-    (first, last) limits that to these steps (see `guided`). The processes of `accelerate launch` share the work.
+    `guidance` w extrapolates from the prediction without labels, or from that of a weaker network `guide`
+    (autoguidance); `interval` (first, last) limits it to these steps (see `guided`). The processes of `accelerate
+    launch` share the work.
     ValueError for a request that the network cannot fulfil, WeightsError for missing or damaged weights.
     """
     card = read_card(name)

@@ -15,7 +15,7 @@ from fmdiff_helpers.drawing import autoencoder_of
 from fmdiff_helpers.guidance import drop_labels
 from fmdiff_helpers.train import Run, train
 
-NUM_VALIDATION = 2000  # the last images of the training split; the test split is never trained on, nor chosen by
+NUM_VALIDATION = 2000  # the last images of the training split; no training and no choice ever uses the test split
 
 
 def new_card(
@@ -27,13 +27,13 @@ def new_card(
     label_dropout: float = 0.0,
     autoencoder: str | None = None,
 ) -> dict:
-    """Return the beginning of a card; `autoencoder` is the name of the one that is used unless another one is given."""
+    """Return the beginning of a card; `autoencoder` names the one that is used by default."""
     card = {"kind": kind, "network": network, "arguments": arguments, "process": process}
     return card | {"label_dropout": label_dropout, "autoencoder": autoencoder, "recipe": recipe}
 
 
 def cosine(T: int, target: str) -> dict:
-    """Return what a card says of diffusion with the cosine schedule."""
+    """Return a card's entry "process" for diffusion with the cosine schedule."""
     return {"name": "diffusion.Diffusion", "beta": "cosine_beta", "T": T, "target": target}
 
 
@@ -119,9 +119,9 @@ def profiles(name: str) -> dict[str, dict[str, int]]:
 
 
 class LabelLoss(nn.Module):
-    """Give a denoiser's loss the labels that it learns with: none at all, or all but a random share `dropout`.
+    """Pass to a denoiser's loss no labels at all, or all labels but a random share `dropout`.
 
-    A module, so that checkpoints keep the memory of a loss that has one.
+    It is a module, so that checkpoints keep the memory of a loss that has one.
     """
 
     def __init__(self, loss: Callable, takes_labels: bool, dropout: float):
@@ -137,7 +137,7 @@ class LabelLoss(nn.Module):
 
 
 def draw_with_u(draw: Callable, x0: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
-    """Draw what `draw` does and, at the end, u (B,), uniform in [0, 1): it decides whose label is hidden."""
+    """Draw u (B,), uniform in [0, 1), then what `draw` does; return u last: it decides whose label is hidden."""
     u = torch.rand(len(x0), generator=generator, device=x0.device)
     return *draw(x0, generator), u
 
@@ -153,28 +153,28 @@ class Parts(NamedTuple):
 
 def training_parts(card: dict, images: Tensor, labels: Tensor, device: torch.device) -> Parts:
     """Return loss, draw, data and validation for the network of a card, from images uint8 (N, 1, 28, 28) and labels."""
-    process, told = build_process(card, device), takes_labels(card)
+    process, labelled = build_process(card, device), takes_labels(card)
     loss, draw, x = process.training_loss(card["recipe"]["steps"]), process.draw, images
-    if card["kind"] == "denoiser" and (card["label_dropout"] or not told):
-        loss = LabelLoss(loss, told, card["label_dropout"])
+    if card["kind"] == "denoiser" and (card["label_dropout"] or not labelled):
+        loss = LabelLoss(loss, labelled, card["label_dropout"])
         draw = partial(draw_with_u, draw) if card["label_dropout"] else draw
     if card["autoencoder"]:  # its weights do not change, so each image is encoded once
         vae, size = autoencoder_of(card, device), batch_size_on(device)
         x = in_batches(lambda part: vae.to_latent(to_model(part.to(device))), images, batch_size=size, shared=True)
     x0, y = x[-NUM_VALIDATION:].to(device), labels[-NUM_VALIDATION:].to(device)
     x0 = x0 if x0.is_floating_point() else to_model(x0)
-    y = None if card["kind"] == "denoiser" and not told else y
+    y = None if card["kind"] == "denoiser" and not labelled else y
     data = x[:-NUM_VALIDATION], labels[:-NUM_VALIDATION]
     return Parts(loss, draw, data, partial(process.validate, x0=x0, y=y))
 
 
 def run_folder(name: str, epochs: float) -> Path:
-    """Name the folder of a lesson's training; with the stand-in another one, so that neither goes on with the other."""
+    """Return the folder of a lesson's training; with the stand-in data another one, so that the two never mix."""
     return Path("runs") / f"{name}_{epochs}_epochs{'' if is_there(raw_folder()) else '_standin'}"
 
 
 def describe_autoencoder(name: str, shape: tuple[int, ...]) -> dict[str, str]:
-    """Return what a denoiser's card says of its autoencoder: its name, or absolute folder, and its sha256.
+    """Return the entry "autoencoder" of a denoiser's card: its name, or absolute folder, and its sha256.
 
     ValueError unless its latents have this shape.
     """

@@ -46,7 +46,7 @@ def best_precision() -> str:
 
 
 def device_name(device: torch.device) -> str:
-    """Name the hardware, for the card: the GPU's own name, or how many threads of which processor; and how often."""
+    """Name the hardware for the card: the GPU, or the processor and its threads, and how many of them if several."""
     name = f"{device.type}, {torch.get_num_threads()} threads, {platform.machine()}"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else name
     return name if this_process().num_processes == 1 else f"{this_process().num_processes} x ({name})"
@@ -90,7 +90,7 @@ class Run:
         self.remember()
 
     def average(self) -> None:
-        """Move the averaged parameters a little towards the current ones; faster at first, to forget the start."""
+        """Move the averaged parameters a little towards the current ones, by more at first, to forget the start."""
         decay = min(self.recipe["ema_decay"], (1 + self.step) / (10 + self.step)) if self.step > 1 else 0.0
         averaged, current = ([p.detach() for p in model.parameters()] for model in (self.ema.module, self.plain))
         # One call for all weights gains nothing on a CPU; a GPU gets one instruction in place of hundreds.
@@ -104,7 +104,7 @@ class Run:
         return batch.chunk(self.accelerator.num_processes)[self.accelerator.process_index]
 
     def next_batch(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the images and labels of this step: each epoch is shuffled by its own number, so any can be redone."""
+        """Return the images and labels of this step; the order of an epoch depends only on the seed and its number."""
         epoch, k = divmod(self.step, len(images) // self.recipe["batch_size"])
         if epoch != self.epoch:
             shuffle = torch.Generator().manual_seed(1000 * self.recipe["seed"] + epoch)
@@ -114,7 +114,7 @@ class Run:
         return batch if batch.is_floating_point() else to_model(batch), labels[index]
 
     def draw_step(self, x0: Tensor) -> tuple[Tensor, ...]:
-        """Return the random numbers of this step, its own whatever was drawn before: any machine can go on with it."""
+        """Return the random numbers of this step; they depend only on seed and step, so any machine can go on."""
         self.generator.manual_seed(1_000_003 * (self.recipe["seed"] + 1) + self.step)
         return self.draw(x0, self.generator)
 
@@ -134,7 +134,7 @@ class Run:
         return loss.detach()
 
     def validation(self, validate: Callable) -> dict:
-        """Return what `validate` says of the averaged weights, in float32."""
+        """Return what `validate` measures with the averaged weights, in float32."""
         with torch.no_grad():
             return validate(self.ema.module)
 
@@ -148,7 +148,7 @@ class Run:
             total += self.train_step(*self.next_batch(images, labels))
             bar.update()
         loss = self.accelerator.reduce(total, "mean").item() / (end - first)
-        finite = torch.stack([p.isfinite().all() for p in self.plain.parameters()]).all()  # a GPU is waited for once
+        finite = torch.stack([p.isfinite().all() for p in self.plain.parameters()]).all()  # one wait for the GPU
         if not (math.isfinite(loss) and finite):
             self.give_up(loss)
         point = {"step": end, "loss": loss}
@@ -161,7 +161,7 @@ class Run:
         return point
 
     def remember(self) -> None:
-        """Keep a copy of everything, to go back to if the next steps fail or are cut short."""
+        """Keep a copy of the state, to go back to if the next steps fail or are interrupted."""
         self.good = copy.deepcopy(self.state())
 
     def give_up(self, loss: float) -> None:
@@ -174,13 +174,13 @@ class Run:
         )
 
     def full_card(self) -> dict:
-        """Return the card with how the training went so far: where, for how long, and how each validation ended."""
+        """Return the card with the device, the seconds and all validations so far."""
         history = [point for point in self.history if "validation" in point]
         device = device_name(self.accelerator.device)
         return self.card | {"device": device, "seconds": round(self.seconds), "history": history}
 
     def state(self) -> dict:
-        """Return all that makes the next step what it would have been."""
+        """Return all that the next step depends on."""
         return {
             "card": self.card,
             "step": self.step,
@@ -195,7 +195,7 @@ class Run:
         }
 
     def load_state(self, state: dict) -> None:
-        """Go on where `state` was taken, here or on another kind of machine: what only one of them has is left out."""
+        """Go on from `state`, which may come from another kind of machine: what only one of the two has is left out."""
         self.step, self.seconds, self.history = state["step"], state["seconds"], list(state["history"])
         self.plain.load_state_dict(state["model"])
         self.ema.load_state_dict(state["ema"])

@@ -1,4 +1,4 @@
-"""Samplers: the way back from noise to data, as pure functions of (model, x, schedule).
+"""Samplers: from noise back to data, as pure functions of (model, x, schedule).
 
 `model(xt, t, y)` predicts the noise in xt (B, ...) at step t (B,), and the chain starts at x, noise from N(0, I).
 A network that predicts x0 or v goes through `noise_predictor` or `noise_from_v` first.
@@ -21,7 +21,7 @@ from fmdiff_helpers.schedules import Schedule
 class Step(NamedTuple):
     """What one step of a sampler saw and did; images are (B, ...).
 
-    `x0_hat` is clipped, `eps_hat` as the network gave it, and `noise` what was added at the end to reach `x_prev`.
+    `x0_hat` is clipped, `eps_hat` is as the network predicted it, and `noise` was added last to reach `x_prev`.
     """
 
     t: int
@@ -104,7 +104,7 @@ def sample_ddim(
 ) -> Tensor:
     """Walk from noise x (B, ...) to samples along DDIM's path: eta = 0 adds no noise, eta = 1 as much as DDPM.
 
-    The noise that steers a step is the one that the clipped x0_hat implies. (Song et al. 2021, eqs. 12 and 16)
+    Each step uses the noise that the clipped x0_hat implies. (Song et al. 2021, eqs. 12 and 16)
     Built in lesson 05.
     """
     if not 0 <= eta <= 1:
@@ -131,7 +131,8 @@ def invert_ddim(
 ) -> Tensor:
     """Walk DDIM's path backwards, from data x0 (B, ...) to the noise that `sample_ddim` with eta = 0 starts from.
 
-    Each step takes the noise predicted at its beginning for that at its end: exact for ever smaller steps only.
+    Each step uses the noise predicted at its start in place of that at its end, which is exact only in the limit of
+    infinitely small steps.
     (Song et al. 2021, section 4.3) Built in lesson 05.
     """
     steps, chain = respace(schedule, num_steps)
@@ -148,9 +149,9 @@ def invert_ddim(
 def slerp(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
     """Walk from noise a to noise b (B, ...) along the arc between them, to `share` (B,) of the way: 0 is a, 1 is b.
 
-    A straight way would pass nearer to 0 than noise ever lies. (Shoemake 1985, section 3.3) Built in lesson 05.
+    A straight line would pass closer to 0 than noise ever lies. (Shoemake 1985, section 3.3) Built in lesson 05.
     """
     share = share.reshape(-1, *[1] * (a.ndim - 1))
     cosine = F.cosine_similarity(a.flatten(1), b.flatten(1)).reshape(share.shape)
-    angle = cosine.clamp(-1 + 1e-6, 1 - 1e-6).arccos()  # from a to itself is a way, too
+    angle = cosine.clamp(-1 + 1e-6, 1 - 1e-6).arccos()  # a and b may be equal
     return (((1 - share) * angle).sin() * a + (share * angle).sin() * b) / angle.sin()

@@ -1,4 +1,4 @@
-"""One training loop for every network: a CPU, one GPU or several, interrupted and resumed to the same numbers."""
+"""One training loop for every network, on a CPU, one GPU or several: interrupted, it goes on to the same numbers."""
 
 import signal
 import threading
@@ -21,7 +21,7 @@ from fmdiff_helpers.run import DEFAULTS, Run
 def largest_batch(run: Run, x0: Tensor, y: Tensor) -> int:
     """Halve the batch until its loss and gradient fit into memory; return how many images that is, 0 if none do.
 
-    Each process sees its share of a batch only, and the images of all processes together are counted.
+    Each process sees only its part of a batch; the number counts the images of all processes together.
     """
     size = len(x0) // run.accelerator.num_processes // 2
     while size:
@@ -37,7 +37,7 @@ def largest_batch(run: Run, x0: Tensor, y: Tensor) -> int:
 
 
 def check_recipe(recipe: dict, num_images: int) -> dict:
-    """Return the recipe with `DEFAULTS` filled in; ValueError names what makes no sense."""
+    """Return the recipe with `DEFAULTS` filled in; ValueError for a value that makes no sense."""
     if unknown := recipe.keys() - DEFAULTS.keys() - {"steps"}:
         raise ValueError(f"the recipe has {sorted(unknown)}; expected steps and any of {', '.join(DEFAULTS)}")
     recipe = DEFAULTS | recipe
@@ -59,9 +59,9 @@ def resume(run: Run, path: Path) -> None:
         if broken := zipfile.ZipFile(path).testzip():  # torch.load does not look at the checksums
             raise OSError(f"checksum of {broken}")
         state = torch.load(path, map_location="cpu", weights_only=True)
-        # What a recipe did not yet know when it was written was as it is by default.
+        # A recipe of an earlier version may lack entries: their values were the defaults of today.
         there, now = ({**DEFAULTS, **card, **card["recipe"]} for card in (upgrade(state["card"]), run.card))
-    except Exception as error:  # a damaged file ends in any of a dozen errors
+    except Exception as error:  # a damaged file raises any of a dozen errors
         raise ValueError(f"{path} is no checkpoint ({type(error).__name__}); delete it to start over") from None
     differ = [key for key in {**now, **there} if key != "recipe" and there.get(key) != now.get(key)]
     if differ:
@@ -102,7 +102,7 @@ def keep_best(run: Run, folder: Path) -> None:
 
 
 def write_checkpoint(run: Run, folder: Path) -> None:
-    """Write all that it takes to go on."""
+    """Write all that is needed to go on."""
     write_atomically(folder / "checkpoint.pt", lambda file: torch.save(run.state(), file))
 
 
@@ -111,19 +111,19 @@ class PeerEnded(RuntimeError):
 
 
 def stop_alone(number: int, frame: object) -> None:
-    """Handle a request to end (SIGTERM) of the only process: as Ctrl-C."""
+    """Handle a request to end (SIGTERM) like Ctrl-C, where this is the only process."""
     raise KeyboardInterrupt
 
 
 def stop_together(number: int, frame: object) -> None:
-    """Handle a request to end of one of several: `accelerate launch` sends it where another process has ended."""
+    """Handle a request to end of one of several processes: `accelerate launch` sends it after another has ended."""
     raise PeerEnded
 
 
 @contextmanager
 def on_sigterm(action: Callable | signal.Handlers) -> Iterator[None]:
-    """Handle a request to end (SIGTERM) by `action` for a while."""
-    if threading.current_thread() is not threading.main_thread():  # no other may handle signals
+    """Handle a request to end (SIGTERM) by `action` within a `with` block."""
+    if threading.current_thread() is not threading.main_thread():  # Python lets only the main thread handle signals
         yield
         return
     before = signal.signal(signal.SIGTERM, action)
@@ -143,7 +143,7 @@ def walk(run: Run, data: tuple[Tensor, Tensor], validate: Callable, folder: Path
             point = run.advance(images, labels, validate, bar)
             if main and "validation" in point:
                 keep_best(run, folder)
-            run.remember()  # once the best weights are written: a stop before that goes back to before the point
+            run.remember()  # after the best weights are written: a stop before this repeats the point
             if main and "validation" in point:
                 write_checkpoint(run, folder)
             bar.set_postfix(loss=f"{point['loss']:.4f}", refresh=False)
@@ -152,20 +152,20 @@ def walk(run: Run, data: tuple[Tensor, Tensor], validate: Callable, folder: Path
 
 
 def keep_what_is_done(run: Run, validate: Callable, folder: Path) -> None:
-    """Go back to the last point of the loss curve, write a checkpoint and validate it: somebody has stopped us."""
+    """After a stop, go back to the last point of the loss curve, write a checkpoint and validate it."""
     run.load_state(run.good)
     if run.accelerator.is_main_process:
         with on_sigterm(signal.SIG_IGN):
             write_checkpoint(run, folder)
         print(f"Stopped at step {run.step} of {run.recipe['steps']}; do the same again to go on from there.")
-    if not run.history or "validation" not in run.history[-1]:  # how good is what there is?
+    if not run.history or "validation" not in run.history[-1]:  # measure what is kept
         last = run.history.pop() if run.history else {"step": run.step}
         run.history.append(last | {"validation": run.validation(validate)})
 
 
 def end_without_peer(run: Run, folder: Path) -> ConnectionError:
     """Write a checkpoint, and return the error that says how to go on after another process has ended."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher sends it by now: first this is written and said
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher may send it now, but the checkpoint comes first
     run.load_state(run.good)
     if run.accelerator.is_main_process:
         write_checkpoint(run, folder)
@@ -176,7 +176,7 @@ def end_without_peer(run: Run, folder: Path) -> ConnectionError:
 
 
 def memory_advice(run: Run, images: Tensor, labels: Tensor) -> str:
-    """Say that a batch does not fit into the device's memory, and which one does."""
+    """Return a message: a batch does not fit into the device's memory, and which size does."""
     run.optimizer.zero_grad()
     fits = largest_batch(run, *run.next_batch(images, labels))
     advice = f"batch_size={fits} does" if fits else "nor does a single one"
@@ -186,9 +186,25 @@ def memory_advice(run: Run, images: Tensor, labels: Tensor) -> str:
 
 def lost_peer(run: Run, error: RuntimeError) -> bool:
     """Tell whether an error means that another process of this launch has ended."""
-    # NCCL has an error class of its own; gloo only says so.
-    told = isinstance(error, PeerEnded | torch.distributed.DistBackendError) or "peer" in str(error)
-    return run.accelerator.num_processes > 1 and told
+    # NCCL has an error class of its own; gloo's errors can only be told by their text.
+    is_lost = isinstance(error, PeerEnded | torch.distributed.DistBackendError) or "peer" in str(error)
+    return run.accelerator.num_processes > 1 and is_lost
+
+
+def begin(model: nn.Module, loss_fn: Callable, draw: Callable, card: dict, folder: Path) -> Run:
+    """Return a new Run, or the one that the checkpoint in `folder` goes on with."""
+    run = Run(model, loss_fn, draw, card)
+    if (folder / "checkpoint.pt").exists():
+        resume(run, folder / "checkpoint.pt")
+    if run.accelerator.num_processes > 1:
+        check_together(run, folder)
+    return run
+
+
+def release(run: Run) -> None:
+    """Make the network an ordinary one again, which can be used and trained anew."""
+    run.accelerator.unwrap_model(run.model, keep_fp32_wrapper=False)  # takes mixed precision out of the forward
+    vars(run.plain).pop("_is_accelerate_prepared", None)  # or accelerate would not prepare it a second time
 
 
 def train(
@@ -214,11 +230,7 @@ def train(
     enough; ConnectionError where another process of the same launch has ended.
     """
     folder = Path(folder)
-    run = Run(model, loss_fn, draw, card | {"recipe": check_recipe(card["recipe"], len(data[0]))})
-    if (folder / "checkpoint.pt").exists():
-        resume(run, folder / "checkpoint.pt")
-    if run.accelerator.num_processes > 1:
-        check_together(run, folder)
+    run = begin(model, loss_fn, draw, card | {"recipe": check_recipe(card["recipe"], len(data[0]))}, folder)
     images, labels = (values.to(run.accelerator.device) for values in data)
     was_training, out_of_memory = model.training, False
     model.train()
@@ -229,15 +241,14 @@ def train(
         keep_what_is_done(run, validate, folder)
         model.load_state_dict(run.ema.module.state_dict())
     except torch.OutOfMemoryError:
-        out_of_memory = True  # and out of here, because the error holds on to the memory of the failed step
+        out_of_memory = True  # handled below, because the error itself keeps the memory of the failed step in use
     except RuntimeError as error:
         if not lost_peer(run, error):
             raise
         raise end_without_peer(run, folder) from None
     finally:
+        release(run)
         model.train(was_training)
-        run.accelerator.unwrap_model(run.model, keep_fp32_wrapper=False)  # takes mixed precision out of the forward
-        vars(model).pop("_is_accelerate_prepared", None)  # or accelerate would not prepare it a second time
     if out_of_memory:
         raise MemoryError(memory_advice(run, images, labels))
     return run.history

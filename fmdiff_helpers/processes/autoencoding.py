@@ -13,7 +13,7 @@ from fmdiff_helpers.models.vae import active_units, kl_divergence, vae_loss
 class AnnealedLoss(nn.Module):
     """The loss of a VAE whose beta rises evenly from 0 in the first `num_steps` steps.
 
-    So it first learns to reconstruct, and then to tidy its latent up.
+    So the VAE learns first to reconstruct and then to order its latent.
     (Bowman et al. 2016, section 3.1) Built in lesson 04.
     """
 
@@ -58,7 +58,7 @@ class VariationalPrior:
         return cls(card["process"]["kl_weight"], latent_shape(card), torch.device(device))
 
     def draw(self, x0: Tensor, generator: torch.Generator) -> tuple[Tensor]:
-        """Draw where in its cloud each image's latent lies, standard normal (B, *shape)."""
+        """Draw eps, standard normal (B, *shape): it decides where in its cloud each image's latent lies."""
         return (torch.randn((len(x0), *self.shape), generator=generator, device=x0.device),)
 
     def training_loss(self, num_steps: int) -> nn.Module:
@@ -92,7 +92,7 @@ class VariationalPrior:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Train an autoencoder without noise: images that have been through it should be as before. It cannot draw."""
+    """Train an autoencoder without noise: its output should equal its input. It cannot draw."""
 
     max_steps = 0
 

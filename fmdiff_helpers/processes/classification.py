@@ -20,7 +20,7 @@ def shift(x0: Tensor, shifts: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Classification:
-    """Train a classifier by the cross entropy of images that are moved a little, each time anew. It cannot draw."""
+    """Train a classifier by the cross entropy of images that are moved at random at each step. It cannot draw."""
 
     max_steps = 0
 
