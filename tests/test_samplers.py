@@ -1,10 +1,9 @@
-"""The claims of fmdiff_helpers.samplers: where DDPM and DDIM end, what a step is, and what seeds and batches change.
+"""The claims of fmdiff_helpers.samplers: where DDPM and DDIM end, what a step is, and what a seed changes.
 
 Where data are Gaussian the best model is known, and with it the distribution that a chain of any length ends in. A
 claim about random draws is tested at 5 standard errors, and the draws are always the same.
 """
 
-import copy
 import math
 import re
 from functools import partial
@@ -14,18 +13,14 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from fmdiff_helpers.diffusion import add_noise, eps_from_v, eps_from_x0, posterior, velocity, x0_from_eps
-from fmdiff_helpers.models.vae import VAE
+from fmdiff_helpers.diffusion import add_noise, eps_from_x0, posterior, velocity, x0_from_eps
 from fmdiff_helpers.samplers import (
-    generate,
-    in_batches,
     invert_ddim,
     noise_from_v,
     noise_predictor,
     respace,
     sample_ddim,
     sample_ddpm,
-    sample_prior,
     slerp,
 )
 from fmdiff_helpers.schedules import Schedule, cosine_beta, rescaled_linear_beta
@@ -140,25 +135,29 @@ def test_on_gaussian_data_a_thousand_steps_end_in_the_data(name):
     check_end(name, schedule, None)
 
 
-# Networks that predict x0
+# Networks that predict x0 or v
 
 
 def guess_x0(xt, t, y):
-    """A model of x0 that depends on every pixel, on t and on the label."""
+    """A model of x0, or of v, that depends on every pixel, on t and on the label."""
     return torch.tanh(xt - 0.01 * (t + 0 if y is None else t + y).reshape(-1, *[1] * (xt.ndim - 1)))
 
 
 @pytest.mark.parametrize("schedule", [COSINE, LINEAR, UNEVEN], ids=["cosine", "linear", "uneven"])
-def test_the_noise_of_a_network_that_predicts_x0_leads_back_to_that_x0(schedule):
-    t, y = torch.arange(schedule.T), torch.arange(schedule.T) % 10
-    xt = normal(schedule.T, 1, 4, 4)
+def test_the_noise_of_a_network_that_predicts_x0_or_v_leads_back_to_that_x0_or_v(schedule):
+    """(xt - a x0) / b, or b xt + a v, with the label or without."""
+    t, y, xt = torch.arange(schedule.T), torch.arange(schedule.T) % 10, normal(schedule.T, 1, 4, 4)
+    alpha_bar = (1 - schedule.beta).cumprod(0).reshape(-1, 1, 1, 1)
     for label in (None, y):
-        x0 = guess_x0(xt, t, label)
+        said = guess_x0(xt, t, label)
         eps = noise_predictor(guess_x0, schedule)(xt, t, label)
-        assert_close(x0_from_eps(xt, t, eps, schedule), x0, **CLOSE)
-        alpha_bar = (1 - schedule.beta).cumprod(0).reshape(-1, 1, 1, 1)
-        assert_close(eps, (xt - alpha_bar.sqrt() * x0) / (1 - alpha_bar).sqrt(), **CLOSE)
-    assert noise_predictor(guess_x0, schedule)(xt, t).equal(noise_predictor(guess_x0, schedule)(xt, t, None))
+        assert_close(x0_from_eps(xt, t, eps, schedule), said, **CLOSE)
+        assert_close(eps, (xt - alpha_bar.sqrt() * said) / (1 - alpha_bar).sqrt(), **CLOSE)
+        eps = noise_from_v(guess_x0, schedule)(xt, t, label)
+        assert_close(velocity(x0_from_eps(xt, t, eps, schedule), t, eps, schedule), said, **CLOSE)
+        assert_close(eps, (1 - alpha_bar).sqrt() * xt + alpha_bar.sqrt() * said, **CLOSE)
+    for turn in (noise_predictor, noise_from_v):
+        assert turn(guess_x0, schedule)(xt, t).equal(turn(guess_x0, schedule)(xt, t, None))
 
 
 def test_where_nearly_nothing_but_noise_is_left_float32_still_leads_back():
@@ -180,13 +179,20 @@ def best_x0(schedule):
     return model
 
 
+def best_v(xt, t, y):
+    """The best model of v: a E[eps | xt] - b E[x0 | xt]."""
+    a, b = COSINE.signal_scale[t, None], COSINE.noise_scale[t, None]
+    return a * best(COSINE)(xt, t, y) - b * best_x0(COSINE)(xt, t, y)
+
+
 @every_sampler
 @pytest.mark.parametrize("num_steps", [None, 7, 1])
-def test_the_best_model_of_x0_draws_what_the_best_model_of_the_noise_draws(name, num_steps):
+def test_the_best_models_of_x0_and_of_v_draw_what_the_best_model_of_the_noise_draws(name, num_steps):
     x, options = normal(20, 3), {"num_steps": num_steps, "clip": math.inf}
     expected, _ = walk(name, COSINE, x, best(COSINE), **options)
-    samples, _ = walk(name, COSINE, x, noise_predictor(best_x0(COSINE), COSINE), **options)
-    assert_close(samples, expected, **CLOSE)
+    for model in (noise_predictor(best_x0(COSINE), COSINE), noise_from_v(best_v, COSINE)):
+        samples, _ = walk(name, COSINE, x, model, **options)
+        assert_close(samples, expected, **CLOSE)
 
 
 def test_ten_steps_of_a_sampler_restore_the_data_and_ten_of_feeding_x0_back_end_in_one_picture():
@@ -213,39 +219,6 @@ def test_ten_steps_of_a_sampler_restore_the_data_and_ten_of_feeding_x0_back_end_
     for t in respace(schedule, 10)[0].flip(0):
         fed_back = model(fed_back, t.expand(n), None)
     assert fed_back.std() < 0.5 * spread
-
-
-# Networks that predict v
-
-
-@pytest.mark.parametrize("schedule", [COSINE, LINEAR, UNEVEN], ids=["cosine", "linear", "uneven"])
-def test_the_noise_of_a_network_that_predicts_v_is_the_one_that_xt_and_v_imply(schedule):
-    """eps = b xt + a v, with the label or without; the x0 that goes with it has that v."""
-    t, y = torch.arange(schedule.T), torch.arange(schedule.T) % 10
-    xt = normal(schedule.T, 1, 4, 4)
-    alpha_bar = (1 - schedule.beta).cumprod(0).reshape(-1, 1, 1, 1)
-    for label in (None, y):
-        v = guess_x0(xt, t, label)  # a guess is a guess
-        eps = noise_from_v(guess_x0, schedule)(xt, t, label)
-        assert eps.equal(eps_from_v(xt, t, v, schedule))
-        assert_close(eps, (1 - alpha_bar).sqrt() * xt + alpha_bar.sqrt() * v, **CLOSE)
-        assert_close(velocity(x0_from_eps(xt, t, eps, schedule), t, eps, schedule), v, **CLOSE)
-    assert noise_from_v(guess_x0, schedule)(xt, t).equal(noise_from_v(guess_x0, schedule)(xt, t, None))
-
-
-@every_sampler
-@pytest.mark.parametrize("num_steps", [None, 7, 1])
-def test_the_best_model_of_v_draws_what_the_best_model_of_the_noise_draws(name, num_steps):
-    """E[v | xt] is a E[eps | xt] - b E[x0 | xt]."""
-
-    def best_v(xt, t, y):
-        a, b = COSINE.signal_scale[t, None], COSINE.noise_scale[t, None]
-        return a * best(COSINE)(xt, t, y) - b * best_x0(COSINE)(xt, t, y)
-
-    x, options = normal(20, 3), {"num_steps": num_steps, "clip": math.inf}
-    expected, _ = walk(name, COSINE, x, best(COSINE), **options)
-    samples, _ = walk(name, COSINE, x, noise_from_v(best_v, COSINE), **options)
-    assert_close(samples, expected, **CLOSE)
 
 
 # A model that is never wrong
@@ -304,11 +277,7 @@ def test_ddim_at_eta_0_adds_no_noise_and_its_noise_grows_in_proportion_to_eta():
     noises = [walk(name, LINEAR, x)[1][0].noise for name in ("ddim", "ddim eta 0.5", "ddim eta 1")]
     assert_close(noises[0], torch.zeros_like(x), rtol=0, atol=0)
     assert_close(noises[1], 0.5 * noises[2], **CLOSE)
-
-
-def test_ddim_at_eta_0_needs_no_generator_and_is_deterministic():
-    x = normal(2, 1, 4, 4)
-    assert_close(sample_ddim(guess, x, COSINE, seeded(1)), sample_ddim(guess, x, COSINE), rtol=0, atol=0)
+    assert sample_ddim(guess, x, COSINE, seeded(1)).equal(sample_ddim(guess, x, COSINE)), "it needs no generator"
 
 
 @pytest.mark.parametrize("eta", [-0.1, 1.1, math.nan])
@@ -406,17 +375,17 @@ SHARE = torch.linspace(0, 1, 9).double()
 
 
 @every_shape_of_noise
-def test_an_arc_leads_from_the_one_noise_to_the_other_even_where_one_is_longer(shape):
+def test_an_arc_leads_from_the_one_noise_to_the_other_each_entry_by_its_own_share(shape):
+    """Also where one is longer, or both are the same; a quarter of a circle is cosine and sine."""
     a, b = normal(*shape), 3 * normal(*shape, seed=1)
     kept = a.clone(), b.clone()
     assert_close(slerp(a, b, torch.zeros(9).double()), a, **CLOSE)
     assert_close(slerp(a, b, torch.ones(9).double()), b, **CLOSE)
+    assert_close(slerp(a.float(), a.float(), SHARE.float()), a.float(), rtol=0, atol=1e-3)
+    together = slerp(a, b, SHARE.flip(0))
+    for k in range(9):
+        assert_close(together[k : k + 1], slerp(a[k : k + 1], b[k : k + 1], SHARE[8 - k : 9 - k]), **CLOSE)
     assert a.equal(kept[0]) and b.equal(kept[1])
-
-
-@every_shape_of_noise
-def test_a_quarter_of_a_circle_is_cosine_and_sine_of_each_entry_s_own_share(shape):
-    a = normal(*shape)
     b, share = turned(a, math.pi / 2), SHARE.flip(0).reshape(-1, *[1] * (len(shape) - 1))
     expected = (share * math.pi / 2).cos() * a + (share * math.pi / 2).sin() * b
     assert_close(slerp(a, b, SHARE.flip(0)), expected, **CLOSE)
@@ -433,18 +402,6 @@ def test_on_an_arc_the_length_stays_and_equal_shares_are_equal_angles(shape, ang
     assert (straight.norm(dim=1)[1:-1] < arc.norm(dim=1)[1:-1]).all()
     chords = (arc[1:] - arc[:-1]).norm(dim=1)
     assert_close(2 * (chords / (2 * length)).arcsin(), torch.full((8,), angle / 8).double(), **CLOSE)
-
-
-def test_each_entry_goes_its_own_way():
-    a, b, share = normal(5, 4, 7, 7), normal(5, 4, 7, 7, seed=1), torch.tensor([0.9, 0.0, 0.3, 1.0, 0.5]).double()
-    together = slerp(a, b, share)
-    for k in range(5):
-        assert_close(together[k : k + 1], slerp(a[k : k + 1], b[k : k + 1], share[k : k + 1]), **CLOSE)
-
-
-def test_the_way_from_a_noise_to_itself_stays_there():
-    a = normal(9, 4, 7, 7).float()
-    assert_close(slerp(a, a, SHARE.float()), a, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.8])
@@ -471,17 +428,12 @@ def test_chosen_steps_are_evenly_spread_and_include_both_ends(T):
         assert (steps.diff() > 0).all()
 
 
-def test_one_step_is_the_noisiest():
-    steps, chain = respace(COSINE, 1)
-    assert steps.tolist() == [49]
-    assert_close(chain.alpha_bar, COSINE.alpha_bar[-1:], **CLOSE)
-
-
 @pytest.mark.parametrize("schedule", [COSINE, LINEAR, UNEVEN], ids=["cosine", "linear", "uneven"])
-def test_alpha_bar_stays_at_the_chosen_steps(schedule):
+def test_alpha_bar_stays_at_the_chosen_steps_and_one_step_is_the_noisiest(schedule):
     for num_steps in range(1, schedule.T + 1):
         steps, chain = respace(schedule, num_steps)
         assert_close(chain.alpha_bar, schedule.alpha_bar[steps], rtol=1e-9, atol=0)
+    assert respace(schedule, 1)[0].tolist() == [schedule.T - 1]
 
 
 @pytest.mark.parametrize("num_steps", [None, 50])
@@ -502,16 +454,17 @@ def test_a_number_of_steps_that_the_schedule_does_not_have_is_refused_by_value(n
 
 @every_sampler
 @pytest.mark.parametrize("num_steps", [None, 5])
-def test_the_model_is_told_the_step_of_the_schedule_that_it_was_trained_on(name, num_steps):
+@pytest.mark.parametrize("y", [None, torch.tensor([4, 2, 7])])
+def test_the_model_is_told_the_step_of_the_schedule_that_it_was_trained_on_and_the_labels(name, num_steps, y):
     told = []
 
-    def model(xt, t, y):
-        told.append(t)
-        return guess(xt, t, y)
+    def model(xt, t, labels):
+        assert labels is y and t.dtype == torch.int64
+        told.append(t.tolist())
+        return guess(xt, t, labels)
 
-    walk(name, COSINE, normal(3, 1, 4, 4), model, num_steps=num_steps)
-    assert [t.tolist() for t in told] == [[t] * 3 for t in respace(COSINE, num_steps)[0].flip(0).tolist()]
-    assert all(t.dtype == torch.int64 for t in told)
+    walk(name, COSINE, normal(3, 1, 4, 4), model, num_steps=num_steps, y=y)
+    assert told == [[t] * 3 for t in respace(COSINE, num_steps)[0].flip(0).tolist()]
 
 
 # What a step is
@@ -618,34 +571,12 @@ def test_each_image_is_sampled_on_its_own(name):
 # Randomness, labels, gradients
 
 
-@every_random_sampler
-def test_the_same_seed_gives_the_same_images_and_another_seed_others(name):
-    x = normal(2, 1, 4, 4)
+@every_sampler
+def test_a_seed_decides_the_images_and_global_random_numbers_are_left_alone(name):
+    x, before = normal(2, 1, 4, 4), torch.get_rng_state()
     one, same, other = (SAMPLERS[name](guess, x, UNEVEN, seeded(seed)) for seed in (3, 3, 4))
-    assert one.equal(same)
-    assert not torch.allclose(one, other, atol=0.01)
-
-
-@every_sampler
-def test_global_random_numbers_are_left_alone(name):
-    before = torch.get_rng_state()
-    SAMPLERS[name](guess, normal(2, 1, 4, 4), UNEVEN, seeded())
-    generate(guess, UNEVEN, 501, num_steps=None if name == "ddpm" else 2)
+    assert one.equal(same) and torch.allclose(one, other, atol=0.01) is (name not in RANDOM)
     assert torch.get_rng_state().equal(before)
-
-
-@every_sampler
-def test_labels_reach_the_model_at_every_step(name):
-    seen, y = [], torch.tensor([4, 2])
-
-    def model(xt, t, y):
-        seen.append(y)
-        return guess(xt, t, y)
-
-    SAMPLERS[name](model, normal(2, 1, 4, 4), UNEVEN, seeded(), y=y)
-    SAMPLERS[name](model, normal(2, 1, 4, 4), UNEVEN, seeded())
-    assert all(label is y for label in seen[:4])
-    assert seen[4:] == [None] * 4
 
 
 @every_sampler
@@ -663,266 +594,3 @@ def test_progress_is_shown_only_if_asked_for(name, capsys):
     assert capsys.readouterr().err == ""
     SAMPLERS[name](guess, normal(2, 1, 4, 4), UNEVEN, seeded(), progress=True)
     assert "/4 [" in capsys.readouterr().err
-
-
-# Batches
-
-
-def double(x):
-    return torch.stack([x, -2 * x], dim=1)
-
-
-def batches(sample=double, limit: int = 10**9, error: type[Exception] = torch.OutOfMemoryError):
-    """Return `sample`, but without memory for more than `limit` images, and a list that will hold its batch sizes."""
-    sizes = []
-
-    def limited(x):
-        sizes.append(len(x))
-        assert len(sizes) < 100, f"no end to the batches: {sizes}"
-        if len(x) > limit:
-            raise error(f"no memory for {len(x)}")
-        return sample(x)
-
-    return limited, sizes
-
-
-@pytest.mark.parametrize(
-    ("n", "batch_size", "expected"),
-    [(7, 3, [3, 3, 1]), (6, 3, [3, 3]), (3, 3, [3]), (2, 3, [2]), (1, 1, [1]), (3, 1, [1, 1, 1])],
-)
-def test_batches_together_are_all_images_in_order(n, batch_size, expected):
-    (sample, sizes), x = batches(), torch.arange(n) + 1.0
-    assert in_batches(sample, x, batch_size=batch_size).equal(double(x))
-    assert sizes == expected
-
-
-@pytest.mark.parametrize(("device", "expected"), [("cpu", [100] * 10 + [1]), ("meta", [500, 500, 1])])
-def test_a_batch_is_100_images_on_a_cpu_and_500_elsewhere(device, expected):
-    sample, sizes = batches()
-    assert in_batches(sample, torch.arange(1001.0, device=device)).shape == (1001, 2)
-    assert sizes == expected
-
-
-@pytest.mark.parametrize("limit", [10**9, 2])
-def test_several_inputs_are_cut_alike(limit):
-    x, y, seen = torch.arange(7.0), 10 + torch.arange(7), []
-
-    def sample(part, labels):
-        if len(part) > limit:
-            raise torch.OutOfMemoryError("no memory")
-        seen.append(len(part))
-        return torch.stack([part, labels], dim=1)
-
-    assert in_batches(sample, x, y, batch_size=4).equal(torch.stack([x, y], dim=1))
-    assert seen == ([4, 3] if limit > 4 else [2, 2, 2, 1])
-
-
-def test_a_deterministic_sampler_draws_the_same_images_in_batches():
-    x = normal(7, 1, 4, 4)
-    whole = sample_ddim(guess, x, COSINE, num_steps=5)
-    for batch_size in (1, 3, 7, 10):
-        sample, _ = batches(lambda part: sample_ddim(guess, part, COSINE, num_steps=5))
-        assert_close(in_batches(sample, x, batch_size=batch_size), whole, rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("limit", "expected"), [(2, [8, 4, 2, 2, 2, 2, 2, 1]), (3, [8, 4, 2, 2, 2, 2, 2, 1]), (1, [8, 4, 2, *[1] * 11])]
-)
-def test_batches_are_halved_until_memory_is_enough_and_no_image_is_lost_or_doubled(limit, expected):
-    (sample, sizes), x = batches(limit=limit), torch.arange(11.0)
-    assert in_batches(sample, x, batch_size=8).equal(double(x))
-    assert sizes == expected
-
-
-def test_memory_that_runs_out_later_halves_only_what_is_left():
-    x, sizes = torch.arange(8.0), []
-
-    def sample(part):
-        sizes.append(len(part))
-        if part[0] > 0 and len(part) > 2:
-            raise torch.OutOfMemoryError("no memory")
-        return part + 1
-
-    assert in_batches(sample, x, batch_size=4).equal(x + 1)
-    assert sizes == [4, 4, 2, 2]
-
-
-def test_no_memory_for_a_single_image_is_an_error():
-    sample, sizes = batches(limit=0)
-    with pytest.raises(torch.OutOfMemoryError, match="no memory for 1"):
-        in_batches(sample, torch.arange(9.0), batch_size=4)
-    assert sizes == [4, 2, 1]
-
-
-def test_other_errors_are_not_taken_for_a_lack_of_memory():
-    sample, sizes = batches(limit=0, error=RuntimeError)
-    with pytest.raises(RuntimeError, match="no memory for 4"):
-        in_batches(sample, torch.arange(9.0), batch_size=4)
-    assert sizes == [4]
-
-
-# Images from a seed
-
-
-def draw(n, schedule=COSINE, model=guess, **options):
-    """Return generated images and all steps on the way, and stop a chain that never ends."""
-    steps = []
-
-    def watch(step):
-        steps.append(step)
-        assert len(steps) <= 200, "no end to the chains"
-
-    return generate(model, schedule, n, watch=watch, **options), steps
-
-
-def test_a_seed_decides_all_images_and_another_seed_gives_others():
-    for num_steps in (None, 2):
-        one, same, other = (draw(3, UNEVEN, seed=seed, num_steps=num_steps)[0] for seed in (5, 5, 6))
-        assert (one.shape, one.dtype) == ((3, 1, 28, 28), torch.float32)
-        assert one.equal(same)
-        assert not torch.allclose(one, other, atol=0.01)
-        assert not torch.allclose(one[0], one[1], atol=0.01)
-    assert draw(3, UNEVEN, seed=0)[0].equal(draw(3, UNEVEN)[0])
-
-
-@pytest.mark.parametrize(("num_steps", "random"), [(None, True), (50, True), (49, False), (5, False), (1, False)])
-def test_all_steps_are_ddpm_and_fewer_are_ddim(num_steps, random):
-    images, steps = draw(2, num_steps=num_steps)
-    assert [step.t for step in steps] == respace(COSINE, num_steps)[0].flip(0).tolist()
-    assert all(bool((step.noise != 0).any()) is random for step in steps[:-1])
-    if not random:
-        assert images.equal(sample_ddim(guess, steps[0].xt, COSINE, num_steps=num_steps))
-    for k, step in zip(reversed(range(50)), steps, strict=False):
-        if random:
-            mean, variance = posterior(step.x0_hat, step.xt, torch.full((2,), k), COSINE)
-            assert_close(step.x_prev, mean + step.noise, rtol=1e-5, atol=1e-5)
-            assert_close(step.noise.std(), variance[0].sqrt().squeeze(), rtol=5 / math.sqrt(2 * 1568), atol=0)
-
-
-@pytest.mark.parametrize("n", [13, 101])
-def test_chains_start_from_unit_noise_that_is_not_added_again_later(n):
-    """Not even in part: the noise of the first step and that of the start are uncorrelated."""
-    _, steps = draw(n, UNEVEN)
-    start, noise = (image.double().flatten() for image in (steps[0].xt, steps[0].noise))
-    check_moments(start[:, None], 0, 1)
-    correlation = torch.corrcoef(torch.stack([start, noise]))[0, 1].item()
-    assert_close(correlation, 0.0, rtol=0, atol=5 / math.sqrt(len(start)))
-
-
-def test_many_images_come_in_batches_that_all_differ():
-    images, steps = draw(102, UNEVEN, num_steps=2)
-    assert [(step.t, len(step.xt)) for step in steps] == [(3, 100), (0, 100), (3, 2), (0, 2)]
-    assert images.equal(torch.cat([steps[1].x_prev, steps[3].x_prev]))
-    assert not torch.allclose(steps[0].xt[:2], steps[2].xt, atol=0.01)
-    _, steps = draw(202, UNEVEN)
-    first, second, third = (steps[k].noise[:2] for k in (0, 4, 8))
-    for a, b in ((first, second), (first, third), (second, third)):
-        assert not torch.allclose(a, b, atol=0.01)
-
-
-def test_other_seeds_share_no_noise_in_later_batches():
-    noises = [step.noise[:2] for seed in (0, 1, 2) for step in draw(102, UNEVEN, seed=seed)[1][:-1]]
-    noises = [noise for noise in noises if noise.any()]
-    for k, noise in enumerate(noises):
-        assert not any(torch.allclose(noise / noise.std(), other / other.std()) for other in noises[:k])
-
-
-@pytest.mark.parametrize("num_steps", [None, 2])
-def test_labels_reach_the_model_batch_by_batch_in_order(num_steps):
-    y, seen = torch.arange(102) % 10, []
-
-    def model(xt, t, labels):
-        seen.append(labels)
-        return guess(xt, t, labels)
-
-    images = generate(model, UNEVEN, 102, num_steps=num_steps, y=y)
-    each = 4 if num_steps is None else 2
-    assert all(labels.equal(y[:100]) for labels in seen[:each])
-    assert all(labels.equal(y[100:]) for labels in seen[each:]) and len(seen) == 2 * each
-    assert images.equal(generate(guess, UNEVEN, 102, num_steps=num_steps))  # the same noise with labels and without
-
-
-def test_without_labels_the_model_gets_none():
-    seen = []
-    generate(lambda xt, t, y: seen.append(y) or guess(xt, t, y), UNEVEN, 2)
-    assert seen == [None] * 4
-
-
-# Images from latents
-
-
-@pytest.fixture(scope="module")
-def vae() -> VAE:
-    """A small autoencoder, as if it were trained and measured."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        vae = VAE(width=4, channels=3).requires_grad_(False)
-    vae.shift.copy_(torch.tensor([0.5, -1.0, 0.0]).reshape(3, 1, 1))
-    vae.scale.copy_(torch.tensor([2.0, 0.5, 1.0]).reshape(3, 1, 1))
-    return vae
-
-
-@pytest.mark.parametrize("num_steps", [None, 2])
-def test_latents_are_drawn_in_their_shape_without_a_clip_and_decoded(vae, num_steps):
-    """The model is called with latents and steps, and labels too."""
-    y = torch.tensor([4, 2, 7])
-
-    def model(xt, t, labels):
-        assert xt.shape == (3, 3, 7, 7) and labels.equal(y)
-        return guess(xt, t, labels)
-
-    images, steps = draw(3, UNEVEN, model, num_steps=num_steps, y=y, vae=vae)
-    assert images.shape == (3, 1, 28, 28) and len(steps) == (num_steps or 4)
-    for step in steps:
-        implied = x0_from_eps(step.xt, torch.full((3,), step.t), step.eps_hat, UNEVEN)
-        assert implied.abs().max() > 1.5 and torch.allclose(step.x0_hat, implied, rtol=1e-5, atol=1e-5)
-    last = steps[-1].x_prev
-    assert images.equal(vae.from_latent(last)) and not images.isclose(vae.decode(last)).all()
-    if num_steps:
-        assert last.equal(sample_ddim(model, steps[0].xt, UNEVEN, num_steps=2, y=y, clip=math.inf))
-    else:
-        assert all(bool((step.noise != 0).any()) for step in steps[:-1])  # DDPM
-
-
-def test_a_seed_decides_the_images_from_latents_and_their_start_is_unit_noise(vae):
-    one, same, other = (draw(20, UNEVEN, seed=seed, vae=vae) for seed in (5, 5, 6))
-    assert one[0].equal(same[0]) and not torch.allclose(one[0], other[0], atol=0.01)
-    check_moments(one[1][0].xt.double().flatten()[:, None], 0, 1)
-
-
-def test_many_latents_are_decoded_batch_by_batch(vae):
-    images, steps = draw(102, UNEVEN, num_steps=1, vae=vae)
-    assert [len(step.xt) for step in steps] == [100, 2]
-    decoded = torch.cat([vae.from_latent(step.x_prev) for step in steps])
-    assert images.shape == (102, 1, 28, 28) and images.equal(decoded)
-
-
-def test_a_vae_alone_draws_by_decoding_standard_normal_latents(vae, monkeypatch):
-    """As its encoder's clouds are: not standardised, and so not by shift and scale."""
-    seen = []
-    monkeypatch.setattr(vae, "decode", lambda z: seen.append(z) or VAE.decode(vae, z))
-    images = sample_prior(vae, 102, seed=3)
-    assert [tuple(z.shape) for z in seen] == [(100, 3, 7, 7), (2, 3, 7, 7)]
-    z = torch.cat(seen)
-    check_moments(z.double().transpose(0, 1).flatten(1).T, torch.zeros(3), torch.ones(3))
-    assert z.equal(torch.randn((102, 3, 7, 7), generator=seeded(3)))
-    assert images.equal(torch.cat([VAE.decode(vae, part) for part in seen]))
-
-
-def test_a_vae_draws_the_same_from_the_same_seed_and_leaves_global_random_numbers_alone(vae):
-    before = torch.get_rng_state()
-    default, zero, one = sample_prior(vae, 4), sample_prior(vae, 4, 0), sample_prior(vae, 4, 1)
-    assert default.shape == (4, 1, 28, 28) and default.equal(zero) and not torch.allclose(zero, one, atol=1e-3)
-    assert torch.get_rng_state().equal(before)
-
-
-def test_images_from_latents_carry_no_gradient_even_of_a_vae_in_training(vae):
-    learning = copy.deepcopy(vae).requires_grad_(True)
-    assert not sample_prior(learning, 2).requires_grad
-    assert not generate(lambda xt, t, y: 0.5 * xt, UNEVEN, 2, vae=learning).requires_grad
-
-
-def test_no_images_at_all_are_an_error_that_says_so(vae):
-    for draw in (lambda: generate(lambda xt, t, y: xt, UNEVEN, 0), lambda: sample_prior(vae, 0)):
-        with pytest.raises(ValueError, match="0 inputs; expected at least 1"):
-            draw()

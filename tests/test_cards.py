@@ -1,0 +1,257 @@
+"""The claims of fmdiff_helpers.cards: a card names only what is ours, is found by name, and old ones go on working."""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from small_networks import saved, tiny_card
+from small_training import old_form
+from torch import nn
+
+from fmdiff_helpers import cards
+from fmdiff_helpers.cards import WeightsError, build, find_weights, latent_shape, read_card, takes_labels, upgrade
+from fmdiff_helpers.checkpoints import load_pretrained
+from fmdiff_helpers.drawing import load_autoencoder
+from fmdiff_helpers.recipes import CARDS
+
+PUBLISHED = sorted(path.stem for path in cards.PUBLISHED.glob("*.json"))
+
+# As version 0.1 wrote them, without their histories. -> kind, process, share of labels that is dropped
+OLD_RECIPE = {"batch_size": 128, "lr": 0.002, "clip": 100.0, "steps": 3000}
+OLD = [
+    (
+        {
+            "network": "unet.UNet",
+            "arguments": {"width": 32, "num_classes": 0},
+            "schedule": {"beta": "cosine_beta", "T": 200},
+        },
+        ("denoiser", {"name": "diffusion.Diffusion", "beta": "cosine_beta", "T": 200, "target": "eps"}, 0.0),
+    ),
+    (
+        {
+            "network": "unet.UNet",
+            "arguments": {"channels": 1, "num_classes": 10},
+            "schedule": {"beta": "rescaled_linear_beta", "T": 1000},
+            "target": "v",
+            "label_dropout": 0.1,
+            "autoencoder": {"name": "attention_autoencoder", "sha256": "12"},
+        },
+        ("denoiser", {"name": "diffusion.Diffusion", "beta": "rescaled_linear_beta", "T": 1000, "target": "v"}, 0.1),
+    ),
+    (
+        {"network": "vae.VAE", "arguments": {"width": 32}, "beta": 0},
+        ("autoencoder", {"name": "autoencoding.VariationalPrior", "kl_weight": 0}, 0.0),
+    ),
+    (
+        {"network": "attention_autoencoder.AttentionAutoencoder", "arguments": {"width": 32}},
+        ("autoencoder", {"name": "autoencoding.Reconstruction"}, 0.0),
+    ),
+    (
+        {"network": "classifier.Classifier", "arguments": {"width": 32}},
+        ("classifier", {"name": "classification.Classification"}, 0.0),
+    ),
+]
+
+
+# Cards of version 0.1
+
+
+@pytest.mark.parametrize("old, new", OLD)
+def test_a_card_of_version_0_1_becomes_one_of_today(old, new):
+    old = old | {"recipe": OLD_RECIPE, "seconds": 7, "history": []}
+    before, found = json.dumps(old), upgrade(old)
+    assert list(found)[:7] == list(cards.KEYS) and found["network"] == old["network"]
+    assert (found["kind"], found["process"], found["label_dropout"]) == new
+    assert found["arguments"] == old["arguments"] and found["autoencoder"] == old.get("autoencoder")
+    assert found["recipe"] == {"batch_size": 128, "lr": 0.002, "max_grad_norm": 100.0, "steps": 3000}
+    assert (found["seconds"], found["history"]) == (7, [])
+    assert not {"schedule", "target", "beta"} & found.keys()
+    assert upgrade(found) == found and json.dumps(old) == before
+
+
+@pytest.mark.parametrize("name", [*PUBLISHED, *(f"CARDS[{name!r}]" for name in CARDS)])
+def test_every_card_in_its_old_form_becomes_exactly_that_card(name):
+    text = cards.PUBLISHED / f"{name}.json"
+    card = json.loads(text.read_text()) if name in PUBLISHED else CARDS[name[7:-2]]
+    old = old_form(card)
+    assert "kind" not in old and upgrade(old) == card and list(upgrade(old)) == list(card)
+
+
+def test_a_folder_of_version_0_1_is_read_and_loaded(tmp_path):
+    model = saved("vae", tmp_path)
+    path = tmp_path / "weights.json"
+    card = json.loads(path.read_text())
+    path.write_text(json.dumps(old_form(card)))
+    assert read_card(tmp_path) == card
+    assert torch.equal(load_pretrained(tmp_path).decoder[0].weight, model.decoder[0].weight)
+
+
+# What a card names
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        "os.system",
+        "os.path.join",
+        "os.system!",
+        "UNet",
+        "",
+        "unet.",
+        ".UNet",
+        "un et.UNet",
+        "unet.U-Net",
+        "unet.UNet ",
+        "..cli.app",
+        "unet.ConvNet",
+        "unet.__import__",
+        "unet.torch",
+        "unet.__class__",
+        "unet.__builtins__",
+        "layers.linear_attention",
+        "unet.Tensor",
+        "unet.rearrange",
+        "unet.TimeEmbedding",
+    ],
+)
+def test_a_network_that_is_no_class_of_that_file_of_ours_is_an_error(odd):
+    with pytest.raises(WeightsError, match=r"^the card names .*; expected MODULE\.CLASS of fmdiff_helpers\.models"):
+        build({"network": odd, "arguments": {}})
+
+
+def test_a_foreign_class_is_not_called(monkeypatch):
+    calls = []
+    for place in ("odd", "fmdiff_helpers.models.odd"):
+        module = ModuleType(place)
+        module.run = type("Run", (), {"__init__": lambda self, **arguments: calls.append(arguments)})
+        monkeypatch.setitem(sys.modules, place, module)
+    with pytest.raises(WeightsError):
+        build({"network": "odd.run", "arguments": {"command": "true"}})
+    assert calls == []
+
+
+def test_a_card_builds_its_network_or_names_the_arguments_that_it_does_not_take():
+    model = build({"network": "unet.UNet", "arguments": {"width": 8, "mults": [1, 2]}})
+    assert isinstance(model, nn.Module) and type(model).__name__ == "UNet" and model.training
+    with pytest.raises(WeightsError, match="widht"):
+        build({"network": "classifier.Classifier", "arguments": {"widht": 3}})
+
+
+def test_a_card_tells_whether_its_network_takes_labels_even_where_it_says_nothing_of_them():
+    assert {name: takes_labels(card) for name, card in CARDS.items()} == {
+        name: name in ("transformer", "latent_unet", "patch_unet", "vector_denoiser") for name in CARDS
+    }
+    for name, usual in (("unet", False), ("patch_unet", True), ("transformer", True)):
+        without = {key: value for key, value in CARDS[name]["arguments"].items() if key != "num_classes"}
+        model = build(CARDS[name] | {"arguments": without})
+        found = takes_labels(CARDS[name] | {"arguments": without})
+        assert found is usual and any("label" in key for key, _ in model.named_parameters()) is usual, name
+
+
+def test_the_shape_of_a_cards_latents_is_known_without_weights_or_random_numbers():
+    before, vae = torch.get_rng_state(), CARDS["vae"]
+    assert latent_shape(vae) == (4, 7, 7) and latent_shape(CARDS["attention_autoencoder"]) == (1, 8, 8)
+    assert latent_shape(vae | {"arguments": {"channels": 5, "grid": 1}}) == (5, 1, 1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# Where a card is
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch) -> Path:
+    """A folder of published networks, "small" and "other", beside the folder "run" of a training."""
+    folder = tmp_path / "published"
+    saved("classifier", tmp_path / "run")
+    folder.mkdir()
+    for name in ("small", "other"):
+        for ending in ("safetensors", "json"):
+            shutil.copy(tmp_path / "run" / f"weights.{ending}", folder / f"{name}.{ending}")
+    monkeypatch.setattr(cards, "PUBLISHED", folder)
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+def test_a_folder_goes_by_its_path_or_name_and_a_published_network_by_its_name(published, tmp_path):
+    folder = tmp_path / "run"
+    for name in (folder, str(folder), "run", f"{folder}/"):
+        assert find_weights(name).resolve() == folder / "weights.safetensors"
+    shutil.copytree(folder, tmp_path / "small")
+    assert find_weights(Path("small")) == Path("small") / "weights.safetensors", "a Path is a folder first"
+    assert find_weights("small") == published / "small.safetensors"
+    assert read_card("small")["network"] == "classifier.Classifier"
+
+
+@pytest.mark.parametrize("function", [find_weights, read_card, load_pretrained])
+@pytest.mark.parametrize("name", ["unknown", "", "weights", "no/such/folder", "small.safetensors"])
+def test_an_unknown_name_is_an_error_that_lists_what_is_published(published, function, name):
+    with pytest.raises(WeightsError) as error:
+        function(name)
+    assert repr(name) in str(error.value) and "published are: other, small; " in str(error.value)
+    assert "fmdiff train" in str(error.value)
+
+
+def test_where_nothing_is_published_the_error_says_so_and_an_installed_package_says_where_they_are(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(cards, "PUBLISHED", tmp_path)
+    with pytest.raises(WeightsError, match="published are: none yet"):
+        find_weights("small")
+    monkeypatch.setattr(cards, "PUBLISHED", tmp_path / "data" / "weights")
+    with pytest.raises(WeightsError, match=r"no weights 'unet': .* a copy of the repository, which has them in data"):
+        load_pretrained("unet")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"no json", b'{"network": "class', b"\0" * 100, b'{"network": "\xff"}', None, b"null", b"3"]
+)
+def test_a_damaged_or_missing_card_is_an_error_that_names_it(published, content):
+    path = published.parent / "run" / "weights.json"
+    path.unlink() if content is None else path.write_bytes(content)
+    for function in (read_card, load_pretrained):
+        with pytest.raises(WeightsError, match="is missing or damaged") as error:
+            function("run")
+        assert str(path.relative_to(published.parent)) in str(error.value)
+
+
+@pytest.mark.parametrize("entry", ["network", "arguments", "sha256", "process", "label_dropout", "autoencoder"])
+def test_a_card_that_lacks_an_entry_is_an_error_that_names_it(published, entry):
+    path = published.parent / "run" / "weights.json"
+    path.write_text(json.dumps({key: value for key, value in read_card("run").items() if key != entry}))
+    with pytest.raises(WeightsError, match=f"is no card: it lacks {entry};"):
+        load_pretrained("run")
+    for content in ("[]", '"text"', '["network", "arguments", "sha256"]'):
+        path.write_text(content)
+        with pytest.raises(WeightsError, match="is no card"):
+            read_card("run")
+
+
+# The way to an autoencoder
+
+
+def test_an_autoencoder_that_is_named_as_it_was_typed_is_found(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    vae = saved("vae", Path("vaes/mine"), seed=1)
+    about = {"name": "vaes/mine", "sha256": read_card("vaes/mine")["sha256"]}
+    saved("latent_unet", Path("mine"), autoencoder=about)
+    assert read_card("mine")["autoencoder"] == about
+    assert torch.equal(load_autoencoder("mine").scale, vae.scale)
+
+
+def test_where_there_is_no_way_to_an_autoencoder_its_absolute_path_is_written(tmp_path, monkeypatch):
+    def other_drive(path, start):
+        raise ValueError("path is on mount 'D:', start on mount 'C:'")
+
+    about = {"name": str(tmp_path / "vae"), "sha256": "12"}
+    assert cards.with_relative_path(tiny_card("latent_unet", autoencoder=about), tmp_path / "unet")["autoencoder"] == {
+        "name": "./../vae",
+        "sha256": "12",
+    }
+    monkeypatch.setattr(os.path, "relpath", other_drive)
+    saved("latent_unet", tmp_path / "unet", autoencoder=about)
+    assert json.loads((tmp_path / "unet" / "weights.json").read_text())["autoencoder"] == about
