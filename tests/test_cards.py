@@ -21,57 +21,46 @@ from fmdiff_helpers.recipes import CARDS
 
 PUBLISHED = sorted(path.stem for path in cards.PUBLISHED.glob("*.json"))
 
-# As version 0.1 wrote them, without their histories. -> kind, process, share of labels that is dropped
-OLD_RECIPE = {"batch_size": 128, "lr": 0.002, "clip": 100.0, "steps": 3000}
+# What the cards of version 0.1 held besides network, arguments and recipe -> kind, process, share of dropped labels
+COSINE = {"beta": "cosine_beta", "T": 200}
+DENOISER = "denoiser diffusion.Diffusion"
+LATENT = {"label_dropout": 0.1, "autoencoder": {"name": "attention_autoencoder", "sha256": "12"}}
 OLD = [
+    ("unet.UNet", {"schedule": COSINE}, DENOISER, ("cosine_beta", 200, "eps")),
     (
-        {
-            "network": "unet.UNet",
-            "arguments": {"width": 32, "num_classes": 0},
-            "schedule": {"beta": "cosine_beta", "T": 200},
-        },
-        ("denoiser", {"name": "diffusion.Diffusion", "beta": "cosine_beta", "T": 200, "target": "eps"}, 0.0),
+        "unet.UNet",
+        {"schedule": COSINE, "target": "v"} | LATENT,
+        "denoiser diffusion.Diffusion",
+        ("cosine_beta", 200, "v"),
     ),
-    (
-        {
-            "network": "unet.UNet",
-            "arguments": {"channels": 1, "num_classes": 10},
-            "schedule": {"beta": "rescaled_linear_beta", "T": 1000},
-            "target": "v",
-            "label_dropout": 0.1,
-            "autoencoder": {"name": "attention_autoencoder", "sha256": "12"},
-        },
-        ("denoiser", {"name": "diffusion.Diffusion", "beta": "rescaled_linear_beta", "T": 1000, "target": "v"}, 0.1),
-    ),
-    (
-        {"network": "vae.VAE", "arguments": {"width": 32}, "beta": 0},
-        ("autoencoder", {"name": "autoencoding.VariationalPrior", "kl_weight": 0}, 0.0),
-    ),
-    (
-        {"network": "attention_autoencoder.AttentionAutoencoder", "arguments": {"width": 32}},
-        ("autoencoder", {"name": "autoencoding.Reconstruction"}, 0.0),
-    ),
-    (
-        {"network": "classifier.Classifier", "arguments": {"width": 32}},
-        ("classifier", {"name": "classification.Classification"}, 0.0),
-    ),
+    ("vae.VAE", {"beta": 0}, "autoencoder autoencoding.VariationalPrior", (0,)),
+    ("attention_autoencoder.AttentionAutoencoder", {}, "autoencoder autoencoding.Reconstruction", ()),
+    ("classifier.Classifier", {}, "classifier classification.Classification", ()),
 ]
 
 
 # Cards of version 0.1
 
 
-@pytest.mark.parametrize("old, new", OLD)
-def test_a_card_of_version_0_1_becomes_one_of_today(old, new):
-    old = old | {"recipe": OLD_RECIPE, "seconds": 7, "history": []}
+@pytest.mark.parametrize("network, special, kind_and_process, values", OLD)
+def test_a_card_of_version_0_1_becomes_one_of_today(network, special, kind_and_process, values):
+    recipe = {"batch_size": 128, "lr": 0.002, "clip": 100.0, "steps": 3000}
+    old = {"network": network, "arguments": {"width": 32}, "recipe": recipe, "seconds": 7, "history": []} | special
     before, found = json.dumps(old), upgrade(old)
-    assert list(found)[:7] == list(cards.KEYS) and found["network"] == old["network"]
-    assert (found["kind"], found["process"], found["label_dropout"]) == new
-    assert found["arguments"] == old["arguments"] and found["autoencoder"] == old.get("autoencoder")
-    assert found["recipe"] == {"batch_size": 128, "lr": 0.002, "max_grad_norm": 100.0, "steps": 3000}
-    assert (found["seconds"], found["history"]) == (7, [])
-    assert not {"schedule", "target", "beta"} & found.keys()
-    assert upgrade(found) == found and json.dumps(old) == before
+    assert list(found)[:7] == list(cards.KEYS) and json.dumps(old) == before and upgrade(found) == found
+    kind, name = kind_and_process.split()
+    names = ("beta", "T", "target") if len(values) == 3 else ("kl_weight",)
+    assert found == {
+        "kind": kind,
+        "network": network,
+        "arguments": {"width": 32},
+        "process": {"name": name, **dict(zip(names, values, strict=False))},
+        "label_dropout": special.get("label_dropout", 0.0),
+        "autoencoder": special.get("autoencoder"),
+        "recipe": {"batch_size": 128, "lr": 0.002, "max_grad_norm": 100.0, "steps": 3000},
+        "seconds": 7,
+        "history": [],
+    }
 
 
 @pytest.mark.parametrize("name", [*PUBLISHED, *(f"CARDS[{name!r}]" for name in CARDS)])
@@ -94,31 +83,23 @@ def test_a_folder_of_version_0_1_is_read_and_loaded(tmp_path):
 # What a card names
 
 
-@pytest.mark.parametrize(
-    "odd",
-    [
-        "os.system",
-        "os.path.join",
-        "os.system!",
-        "UNet",
-        "",
-        "unet.",
-        ".UNet",
-        "un et.UNet",
-        "unet.U-Net",
-        "unet.UNet ",
-        "..cli.app",
-        "unet.ConvNet",
-        "unet.__import__",
-        "unet.torch",
-        "unet.__class__",
-        "unet.__builtins__",
-        "layers.linear_attention",
-        "unet.Tensor",
-        "unet.rearrange",
-        "unet.TimeEmbedding",
-    ],
-)
+ODD = [
+    "os.system",
+    "os.path.join",
+    "os.system!",
+    "UNet",
+    "",
+    "unet.",
+    ".UNet",
+    "un et.UNet",
+    "unet.U-Net",
+    "unet.UNet ",
+]
+ODD += ["..cli.app", "unet.ConvNet", "unet.__import__", "unet.torch", "unet.__class__", "unet.__builtins__"]
+ODD += ["layers.linear_attention", "unet.Tensor", "unet.rearrange", "unet.TimeEmbedding", "unet.UNet "]
+
+
+@pytest.mark.parametrize("odd", ODD)
 def test_a_network_that_is_no_class_of_that_file_of_ours_is_an_error(odd):
     with pytest.raises(WeightsError, match=r"^the card names .*; expected MODULE\.CLASS of fmdiff_helpers\.models"):
         build({"network": odd, "arguments": {}})

@@ -24,7 +24,7 @@ from fmdiff_helpers.data import to_model
 from fmdiff_helpers.diffusion import draw_noise, v_loss, validation_loss
 from fmdiff_helpers.drawing import drawer_of, load_autoencoder, load_drawer
 from fmdiff_helpers.models.vae import VAE
-from fmdiff_helpers.recipes import CARDS, draw_with_u, profiles, training_parts
+from fmdiff_helpers.recipes import CARDS, profiles, training_parts
 from fmdiff_helpers.standin import draw_garments
 from fmdiff_helpers.train import check_recipe, train
 
@@ -168,17 +168,6 @@ def test_losses_that_change_in_the_course_of_a_training_know_how_long_it_is(numb
     loss, model = training_parts(unlabelled, *numbered, CPU).loss, Denoiser()
     loss(model, torch.zeros(2, 1, 2, 2), torch.arange(2), torch.arange(2), torch.zeros(2, 1, 2, 2))
     assert model.y is None and loss.state_dict()["loss.step"] == 1, "checkpoints keep the memory of a loss in a loss"
-
-
-def test_whether_labels_are_dropped_is_drawn_uniformly_and_by_itself():
-    """Mean and variance, and that it has nothing to do with t and eps, at 5 standard errors."""
-    n, process, before = 20_000, build_process(CARDS["patch_unet"]), torch.get_rng_state()
-    t, eps, u = draw_with_u(process.draw, torch.empty(n, 1, 1, 1), generator())
-    assert u.shape == t.shape == (n,) and 0 <= u.min() and u.max() < 1
-    assert abs(u.double().mean() - 1 / 2) < 5 * math.sqrt(1 / 12 / n)
-    assert abs(u.double().var() - 1 / 12) < 5 * math.sqrt((1 / 80 - 1 / 144) / n)
-    correlation = torch.corrcoef(torch.stack([u.double(), t.double(), eps.flatten().double()])) - torch.eye(3)
-    assert correlation.abs().max() < 5 / math.sqrt(n) and torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.25, 1.0])
