@@ -4,6 +4,7 @@
 A network that predicts x0 or v goes through `noise_predictor` or `noise_from_v` first.
 If `num_steps` is smaller than T, the steps are spread evenly over the schedule, both ends included. `clip` keeps the
 predicted x0 within the range of the data: 1 for pixels, math.inf (no clip) for latents. `watch` sees each `Step`.
+A sampler has more than 25 lines because its arguments take eleven and because a lesson shows its loop as a whole.
 """
 
 from collections.abc import Callable
