@@ -1,7 +1,7 @@
 """Work in batches, and share them among the processes that `accelerate launch` starts.
 
-On a machine with GPUs each process has one of them; without, they share the processor. A process that was started on
-its own does everything.
+On a machine with GPUs each process has its own GPU; on others all processes share the CPU. A process that was started
+alone does all the work.
 """
 
 from collections.abc import Callable, Iterable
@@ -14,29 +14,29 @@ from tqdm.auto import tqdm
 
 
 def this_process() -> PartialState:
-    """Join the other processes of this launch; the state says how many there are, and which of them this one is."""
+    """Return the state of this process: its device, its number, and how many processes this launch has."""
     # Without cpu=True, accelerate treats CPU processes as unrelated, and each repeats all the work.
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
 def batch_size_on(device: torch.device) -> int:
-    """Return how many images a network should see at once on a device: 100 on a CPU, 2,000 on CUDA, else 500."""
-    # 100 images stay in the cache of a CPU core: with 500 at once, networks on pixels take 9 to 13 % longer, those on
-    # latents 5 to 8 % less (benchmarks/tricks.py); and smaller batches are shared more evenly.
-    # A GPU waits for the processor to start each operation, so larger batches are faster (benchmarks/gpu.py).
+    """Return the number of images in a batch on a device: 100 on a CPU, 2,000 on CUDA, else 500."""
+    # 100 images stay in the cache of a CPU core. With 500, networks on pixels take 9 to 13 % longer, those on latents
+    # 5 to 8 % less (benchmarks/tricks.py). Smaller batches are also shared more evenly.
+    # A GPU waits for the CPU to start each operation, so larger batches are faster (benchmarks/gpu.py).
     return {"cpu": 100, "cuda": 2000}.get(device.type, 500)
 
 
 def own_parts(parts: Iterable, shared: bool) -> dict[int, object]:
-    """Return the parts that this process works on, by number: every num_processes-th if `shared`, else all."""
+    """Return the parts that this process works on, by their numbers: every num_processes-th if `shared`, else all."""
     state, numbered = this_process(), list(enumerate(parts))
     return dict(numbered[state.process_index :: state.num_processes] if shared else numbered)
 
 
 def gather_parts(done: dict[int, Tensor], shared: bool) -> Tensor:
-    """Return the results of all parts as one tensor, in order of their numbers; on the CPU if they were `shared`.
+    """Return the results of all parts as one tensor, in the order of their numbers.
 
-    If `shared`, every process must make the call, and all get the same.
+    If `shared`, all processes must call this, and all get the same tensor, on the CPU if there are several.
     """
     if shared and this_process().num_processes > 1:
         done = dict(gather_object([(number, part.cpu()) for number, part in done.items()]))
@@ -46,10 +46,10 @@ def gather_parts(done: dict[int, Tensor], shared: bool) -> Tensor:
 def in_batches(
     apply: Callable[..., Tensor], *inputs: Tensor, batch_size: int | None = None, shared: bool = False
 ) -> Tensor:
-    """Apply a function to inputs (N, ...) in batches, smaller ones where memory runs out; show progress.
+    """Apply a function to inputs (N, ...) in batches, in smaller ones where memory runs out; show progress.
 
-    A batch has `batch_size_on` images; the results are on the inputs' device. If `shared`, each process of
-    `accelerate launch` works on a part of the batches: all of them must make the call, and all get all N results.
+    A batch has `batch_size` inputs, or `batch_size_on` their device, where the results are, too. If `shared`, each
+    process of `accelerate launch` works on a part of the batches: all must call this, and all get all N results.
     ValueError where there are no inputs.
     """
     n, device = len(inputs[0]), inputs[0].device

@@ -49,6 +49,20 @@ class Drawer:
         """Return n labels, the ten kinds in turn; None if the network takes no labels."""
         return torch.arange(n) % len(CLASS_NAMES) if self.takes_labels else None
 
+    def one_kind(self, label: str, n: int) -> Tensor:
+        """Return n labels of one kind: `label` is its name, in any case, or its number.
+
+        ValueError if there is no such kind, or if the network takes no labels.
+        """
+        names = [name.lower() for name in CLASS_NAMES]
+        numbers = [str(number) for number in range(len(names))]
+        if not self.takes_labels:
+            raise ValueError(f"label is {label!r}, but this network takes no labels; leave it out")
+        if label.lower() not in names + numbers:
+            known = ", ".join(f"{number} {name}" for number, name in enumerate(CLASS_NAMES))
+            raise ValueError(f"label is {label!r}; expected a name or a number of: {known}")
+        return torch.full((n,), (names + numbers).index(label.lower()) % len(names))
+
     @torch.no_grad()
     def draw(self, n: int, seed: int = 0, y: Tensor | None = None, watch: Callable | None = None) -> Tensor:
         """Draw n images (n, 1, 28, 28); the same seed gives the same images.

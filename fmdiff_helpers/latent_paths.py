@@ -1,4 +1,4 @@
-"""Paths through a latent space: recorded chains, there and back, and from one garment to another."""
+"""Paths in a latent space: recorded chains, loops to noise and back, and paths from one garment to another."""
 
 import math
 from collections.abc import Callable
@@ -23,9 +23,9 @@ def record_chain(
     y: Tensor | None = None,
     eta: float = 0.0,
 ) -> tuple[Tensor, list[int]]:
-    """Return every state of a chain from noise x (B, ...) to the sample, (K + 1, B, ...), and the K steps t taken.
+    """Return all states (K + 1, B, ...) of a chain from noise x (B, ...) to the sample, and its K steps t.
 
-    Arguments are those of `sample_ddim`, whose sample comes last; latents are not clipped. Built in lesson 07.
+    The arguments are those of `sample_ddim`; the last state is its sample. Nothing is clipped. Built in lesson 07.
     """
     steps = []
     sample = sample_ddim(model, x, schedule, generator, num_steps, y, math.inf, eta, steps.append)
@@ -33,9 +33,9 @@ def record_chain(
 
 
 def draw_chain(drawer: Drawer, y: Tensor, seed: int = 0) -> tuple[Tensor, list[int]]:
-    """Record chains (K + 1, B, ...) of DDIM for the labels y (B,), as `record_chain` does, from noise of a seed.
+    """Record chains of DDIM as `record_chain` does, for the labels y (B,), from the noise of a seed.
 
-    `drawer` draws latents.
+    `drawer` must have an autoencoder.
     """
     generator = torch.Generator(drawer.process.device).manual_seed(seed)
     x = torch.randn((len(y), *drawer.autoencoder.latent_shape), generator=generator, device=generator.device)
@@ -43,10 +43,10 @@ def draw_chain(drawer: Drawer, y: Tensor, seed: int = 0) -> tuple[Tensor, list[i
 
 
 def there_and_back(path: Tensor, times: list[int], schedule: Schedule) -> Tensor:
-    """Return a loop, (2 K + 1, B, ...): the sample noised up to where its chain began, and the chain back to it.
+    """Return a loop (2 K + 1, B, ...) from the sample to the noise that its chain began with, and back to the sample.
 
-    `path` and `times` are a chain as `record_chain` returns it. There, each state is a draw from q(x_t | x_0) with the
-    noise that the chain began with; back, they are the chain's own: two different ways. Built in lesson 07.
+    `path` and `times` are a chain from `record_chain`. On the way there, each state is a draw from q(x_t | x_0) with
+    that noise; on the way back, the states are those of the chain. The two ways differ. Built in lesson 07.
     """
     x0, eps = path[-1], path[0]
     up = [add_noise(x0, torch.full(x0.shape[:1], t, device=x0.device), eps, schedule) for t in reversed(times)]
@@ -54,7 +54,7 @@ def there_and_back(path: Tensor, times: list[int], schedule: Schedule) -> Tensor
 
 
 def path_length(path: Tensor) -> Tensor:
-    """Return how long ways (K, B, ...) are, as the sum of their steps, (B,). Built in lesson 07."""
+    """Return the lengths (B,) of paths (K, B, ...), each the sum of the lengths of its steps. Built in lesson 07."""
     return (path[1:] - path[:-1]).flatten(2).norm(dim=2).sum(dim=0)
 
 
@@ -66,10 +66,11 @@ def diffusion_path(
     share: Tensor,
     num_steps: int | None = None,
 ) -> Tensor:
-    """Walk between two latents `ends` (1, ...) through their noise, to `share` (K,) of the way; returns (K, ...).
+    """Return K latents (K, ...) on a path between two latents `ends` (1, ...), at `share` (K,) of the way, 0 to 1.
 
-    DDIM takes both to noise, an arc leads from the one to the other, and DDIM back, its prediction blended from those
-    for the two `kinds` as `share` says. (Song et al. 2021, section 5.3) Built in lesson 07.
+    DDIM takes both ends to noise, `slerp` interpolates between the two noises, and DDIM takes the results to latents.
+    There, the prediction is interpolated, too, between those for the two `kinds`.
+    (Song et al. 2021, section 5.3) Built in lesson 07.
     """
     y = [torch.full(share.shape, kind, device=share.device) for kind in kinds]
     noises = [invert_ddim(model, z, schedule, num_steps, kind[:1]) for z, kind in zip(ends, y, strict=True)]
@@ -82,7 +83,7 @@ def diffusion_path(
 
 
 def principal_axes(z: Tensor, number: int = 2) -> tuple[Tensor, Tensor]:
-    """Return the mean (d,) of points (N, ...) and the `number` directions (d, number) in which they spread most."""
+    """Return the mean (d,) of points (N, ...) and the `number` directions (d, number) of largest variance, in order."""
     z = z.flatten(1)
     return z.mean(dim=0), torch.linalg.eigh(torch.cov(z.T)).eigenvectors[:, -number:].flip(1)
 

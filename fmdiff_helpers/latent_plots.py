@@ -1,4 +1,4 @@
-"""Pictures of a latent space: its map, chains on it, and what an autoencoder makes of images."""
+"""Figures of a latent space: a map, chains on the map, and the images that an autoencoder reconstructs."""
 
 import torch
 from matplotlib.colors import Normalize
@@ -12,25 +12,25 @@ from fmdiff_helpers.plots import class_clouds, image_grid
 
 
 def latent_map(autoencoder: nn.Module, images: Tensor, labels: Tensor, method: str = "pca") -> Figure:
-    """Draw where an autoencoder puts images uint8 (N, 1, 28, 28) of the kinds `labels` (N,), on a plane.
+    """Draw the latents of images uint8 (N, 1, 28, 28) as points in a plane, coloured by their `labels` (N,).
 
-    `method` "pca" keeps the two directions of most variance; "tsne" keeps neighbours together, and neither distances
-    nor directions: under a minute for 2000 images. (van der Maaten & Hinton 2008)
+    `method` "pca" keeps the two directions of largest variance. "tsne" keeps neighbours together, but neither distances
+    nor directions; it takes up to a minute for 2000 images. (van der Maaten & Hinton 2008)
     """
     z = encode(autoencoder, images)
     if method == "pca":
         middle, axes = principal_axes(z)
         return class_clouds((z - middle) @ axes, labels, CLASS_NAMES)
-    from sklearn.manifold import TSNE  # takes seconds, which those who draw no such map need not wait
+    from sklearn.manifold import TSNE  # an import of seconds, which only this map needs
 
     figure = class_clouds(torch.from_numpy(TSNE(random_state=0).fit_transform(z.cpu().numpy())), labels, CLASS_NAMES)
-    figure.axes[0].set(xlabel="", ylabel="")  # they mean nothing
+    figure.axes[0].set(xlabel="", ylabel="")  # the axes of t-SNE mean nothing
     return figure
 
 
 @torch.no_grad()
 def reconstructions(autoencoder: nn.Module, images: Tensor) -> Figure:
-    """Draw images uint8 (N, 1, 28, 28), what an autoencoder makes of them, and the difference."""
+    """Draw images uint8 (N, 1, 28, 28), their reconstructions by an autoencoder, and the differences, in three rows."""
     x0 = to_model(images)
     x_hat = autoencoder.from_latent(autoencoder.to_latent(x0))
     rows = ["picture", "from its latent", "difference"]
@@ -39,7 +39,7 @@ def reconstructions(autoencoder: nn.Module, images: Tensor) -> Figure:
 
 @torch.no_grad()
 def draw_ways(autoencoder: nn.Module, paths: Tensor, images: Tensor, labels: Tensor, size: float = 7) -> Figure:
-    """Draw chains (K + 1, B, ...) of `record_chain` on the map of `latent_map`, each with the garment at its end."""
+    """Draw chains (K + 1, B, ...) of `record_chain` on the map of `latent_map`, each with its garment at the end."""
     z = encode(autoencoder, images)
     middle, axes = principal_axes(z)
     figure = class_clouds((z - middle) @ axes, labels, CLASS_NAMES, size)
@@ -47,7 +47,7 @@ def draw_ways(autoencoder: nn.Module, paths: Tensor, images: Tensor, labels: Ten
     for way, garment in zip(ways.swapaxes(0, 1), to_uint8(autoencoder.from_latent(paths[-1])).cpu(), strict=True):
         figure.axes[0].plot(*way.T, color="black", marker="o", markevery=[0], markersize=7)
         picture = OffsetImage(garment[0].numpy(), zoom=1, cmap="gray", norm=Normalize(0, 255))
-        above = {"xybox": (0, 24), "boxcoords": "offset points"}  # so that it does not hide a short way
+        above = {"xybox": (0, 24), "boxcoords": "offset points"}  # higher, because it would hide a short chain
         figure.axes[0].add_artist(AnnotationBbox(picture, way[-1], pad=0.1, **above))
     return figure
 
@@ -56,7 +56,7 @@ def draw_ways(autoencoder: nn.Module, paths: Tensor, images: Tensor, labels: Ten
 def chain_figures(
     autoencoder: nn.Module, path: Tensor, times: list[int], images: Tensor, labels: Tensor, columns: int = 9
 ) -> list[Figure]:
-    """Draw one chain (K + 1, ...) of `record_chain`: its pictures, and its way on the map of `latent_map`."""
+    """Draw one chain (K + 1, ...) of `record_chain`: at most `columns` states as images, and its path on the map."""
     shown = torch.linspace(0, len(times), min(columns, len(path))).round().long().tolist()
     heads = [f"t = {times[k]}" if k < len(times) else "sample" for k in shown]
     pictures = image_grid(autoencoder.from_latent(path[shown]), len(shown), heads)

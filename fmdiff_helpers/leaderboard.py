@@ -1,10 +1,11 @@
-"""The leaderboard: every published network that draws, each as it draws best, on the same measures."""
+"""Measure networks that draw; the leaderboard compares all published ones, each with the options that suit it best."""
 
 import json
 import time
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 
 from fmdiff_helpers.batching import this_process
 from fmdiff_helpers.cards import PUBLISHED
@@ -14,7 +15,7 @@ from fmdiff_helpers.drawing import Drawer, load_drawer
 from fmdiff_helpers.metrics import Judge, mean_and_spread
 
 STORED = PUBLISHED.parent / "leaderboard.json"
-# Row -> what `load_drawer` takes. A row that differs from another in one thing shows what that thing buys.
+# Row -> the arguments of `load_drawer`. Two rows that differ in one argument show what this argument gains.
 ROWS = {
     "transformer": {"name": "transformer", "num_steps": 10},
     "transformer, led away": {
@@ -40,31 +41,39 @@ ROWS = {
     "vector_denoiser, w = 1.5": {"name": "vector_denoiser", "num_steps": 50, "guidance": 1.5},
 }
 
+Measures = dict[str, tuple[float, float]]  # measure -> its mean and its spread over several sets of images
+
 
 def read_leaderboard() -> dict:
-    """Return the stored leaderboard: what `fmdiff evaluate all --json` has printed, and what benchmarks have added."""
+    """Return the stored leaderboard: the output of `fmdiff evaluate all --json`, and what benchmarks have added."""
     return json.loads(STORED.read_text(encoding="utf-8"))
 
 
 def load_judge(device: torch.device | str = "cpu") -> Judge:
-    """Return what measures images: the published classifier, and the dataset on `device`. WeightsError or DataError."""
+    """Return the judge of images: it has the published classifier, and the dataset on `device`.
+
+    WeightsError or DataError where one of them is missing or damaged.
+    """
     with this_process().local_main_process_first():
         images = [load_fashion_mnist(split, device)[0] for split in ("train", "test")]
     return Judge(load_pretrained("classifier", device), *images)
 
 
 def clock(device: torch.device | str) -> float:
-    """Return seconds: of processor time on a CPU, whatever else runs there; elsewhere of waiting until all is done."""
+    """Return the time in seconds: processor time on a CPU, where other programs may run, too.
+
+    On other devices it is wall-clock time, and is read after the device has finished its work.
+    """
     if torch.device(device).type == "cpu":
         return time.process_time()
     torch.accelerator.synchronize(device)
     return time.monotonic()
 
 
-def measure_drawer(judge: Judge, drawer: Drawer, n: int, seeds: Sequence[int]) -> dict[str, tuple[float, float]]:
-    """Return mean and spread over the seeds of all measures of n images, all kinds in turn.
+def measure_drawer(judge: Judge, drawer: Drawer, n: int, seeds: Sequence[int]) -> Measures:
+    """Return all measures of n images, all kinds in turn, over the seeds.
 
-    Among them `seconds`, to draw 1,000 images, by `clock`.
+    One more is `seconds`: the time to draw 1,000 images, by `clock`.
     """
     device, y = drawer.process.device, drawer.all_kinds(n)
     # The first images take longer, because the device gets ready.
@@ -81,3 +90,27 @@ def measure_drawer(judge: Judge, drawer: Drawer, n: int, seeds: Sequence[int]) -
 def measure_row(judge: Judge, row: str, n: int, seeds: Sequence[int], device: torch.device | str = "cpu") -> dict:
     """Return a row of `ROWS` with its measures."""
     return ROWS[row] | {"measures": measure_drawer(judge, load_drawer(**ROWS[row], device=device), n, seeds)}
+
+
+def measure_floors(judge: Judge, n: int) -> dict[str, Measures]:
+    """Return the measures of n real images, by row: images at random, and as many of each kind."""
+    floors = {"floor": judge.floor(n), "floor, equal kinds": judge.floor(n, labels=load_fashion_mnist("train")[1])}
+    return {row: mean_and_spread(measured) for row, measured in floors.items()}
+
+
+def measure_columns(
+    judge: Judge, n: int, seeds: Sequence[int], drawer: Drawer | None, autoencoder: nn.Module | None
+) -> dict[str, Measures]:
+    """Return the measures of n images in up to three columns.
+
+    "measures": samples of a drawer, over the seeds. "floor": real images. "ceiling": real images that an autoencoder
+    has reconstructed.
+    """
+    columns = {"floor": mean_and_spread(judge.floor(n))}
+    if drawer:
+        y = drawer.all_kinds(n)
+        measured = [judge.measure(to_uint8(drawer.draw(n, seed, y)), y) for seed in seeds]
+        columns = {"measures": mean_and_spread(measured)} | columns
+    if autoencoder:
+        columns["ceiling"] = mean_and_spread(judge.ceiling(n, autoencoder))
+    return columns

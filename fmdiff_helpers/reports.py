@@ -1,11 +1,11 @@
-"""How the command prints what was measured: tables for people."""
+"""Tables for people: how the command prints measures."""
 
 HEADS = {"measures": "mean", "floor": "floor", "ceiling": "ceiling"}
 BOARD = ("fd", "kd", "precision", "recall", "label_accuracy", "copying", "seconds")
 
 
 def evaluation_table(columns: dict[str, dict[str, tuple[float, float]]]) -> str:
-    """Return a table: a line for each measure, mean and spread for each column, {"floor": {"fd": (1, 0.1)}}."""
+    """Return a table with a line for each measure, from its mean and spread by column: {"floor": {"fd": (1, 0.1)}}."""
     lines = [f"{'':<14}" + "".join(f"{HEADS[column]:>10}{'spread':>10}" for column in columns)]
     for measure in {name: None for values in columns.values() for name in values}:
         row = (values.get(measure) for values in columns.values())
@@ -21,7 +21,7 @@ def board_head(n: int, seeds: int, device: object) -> str:
 
 
 def board_line(row: str, found: dict[str, tuple[float, float]]) -> str:
-    """Return a line of the leaderboard."""
+    """Return a line of the leaderboard: a name, and mean and spread of its measures, {"fd": (1, 0.1)}."""
     cells = (f"{found[m][0]:8.3f} ± {found[m][1]:5.3f}" if m in found else "" for m in BOARD)
     return f"{row:<28}{''.join(f'{cell:>20}' for cell in cells)}".rstrip()
 
@@ -29,7 +29,7 @@ def board_line(row: str, found: dict[str, tuple[float, float]]) -> str:
 def describe_request(
     num_steps: int | None, guidance: float | None, guide: str | None, interval: tuple[int, int] | None
 ) -> str:
-    """Say how samples were drawn: "50 steps, guidance 2 away from unet, at steps 60 to 139, "; nothing by default."""
+    """Say how samples were drawn: "50 steps, guidance 2 away from unet, at steps 60 to 139, "; "" if all are None."""
     text = f"{num_steps} steps, " if num_steps else ""
     text += "" if guidance is None else f"guidance {guidance:g}{f' away from {guide}' if guide else ''}, "
     return text + (f"at steps {interval[0]} to {interval[1]}, " if interval else "")

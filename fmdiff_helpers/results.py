@@ -1,4 +1,4 @@
-"""What a training leaves to look at: its loss and, after each validation, what it draws; now and then its weights."""
+"""What a training leaves to look at: its loss and, after each validation, samples; sometimes also the weights."""
 
 from pathlib import Path
 
@@ -19,17 +19,16 @@ VARIATIONS = 5
 class Results:
     """Write pictures of a training into its folder: `train_network(name, folder, report=Results(folder))`.
 
-    It writes loss.png and, after each validation, a folder step_NNNNNN with generation.png (row: kind of garment,
-    column: timestep of one chain) and samples.png (row: kind, column: variation), both from the same noise each time;
-    at every `keep_every`-th validation the averaged weights, too. The best weights and the checkpoint are in the folder
-    itself. `num_steps` are those of a chain.
+    After each validation it writes loss.png and a folder step_NNNNNN, with generation.png (row: kind of garment,
+    column: step of one chain) and samples.png (row: kind, column: variation). Both start from the same noise each time.
+    After every `keep_every`-th validation it also writes the averaged weights there. Each chain has `num_steps` steps.
     """
 
     def __init__(self, folder: Path | str, keep_every: int = 10, num_steps: int = 20):
         self.folder, self.keep_every, self.num_steps = Path(folder), keep_every, num_steps
 
     def __call__(self, run: Run) -> None:
-        """Write what a validation has just brought, if the last point of the history is one."""
+        """Write pictures, and sometimes weights, if the last point of the history is a validation."""
         if "validation" not in run.history[-1]:
             return
         place = self.folder / f"step_{run.step:06d}"
@@ -40,7 +39,7 @@ class Results:
             save_weights(place / "weights.safetensors", run.ema.module, run.full_card())
 
     def pictures(self, network: torch.nn.Module, card: dict) -> dict[str, Figure]:
-        """Return the two pictures of a denoiser by name."""
+        """Return the figures "generation" and "samples" of a denoiser."""
         drawer = drawer_of(card, network, self.num_steps, this_process().device)
         names = CLASS_NAMES if drawer.takes_labels else ()
         kinds, chain = torch.arange(len(CLASS_NAMES)), []

@@ -24,22 +24,23 @@ from pathlib import Path
 import torch
 
 from fmdiff_helpers import leaderboard, recipes
-from fmdiff_helpers.processes import join
+from fmdiff_helpers.batching import this_process
+from fmdiff_helpers.drawing import load_drawer
+from fmdiff_helpers.run import best_precision
 from fmdiff_helpers.standin import draw_garments
-from fmdiff_helpers.train import best_precision
 
-where, there, folder = join().device, sys.argv[1], Path(sys.argv[2])
+where, there, folder = this_process().device, sys.argv[1], Path(sys.argv[2])
 recipes.load_fashion_mnist = lambda split: draw_garments(96)
 leaderboard.load_fashion_mnist = lambda split, device: [part.to(device) for part in draw_garments(300, len(split))]
 recipes.NUM_VALIDATION = 32
 
 
-def stop(history):
-    if history[-1]["step"] == 2:
+def stop(run):
+    if run.step == 2:
         raise KeyboardInterrupt
 
 
-def history(name, place, report=lambda history: None):
+def history(name, place, report=lambda run: None):
     found = recipes.train_network(name, place / name, report, steps=4, every=2, batch_size=16, warmup=1)[1]
     return [[point["loss"], point["validation"]["loss"]] for point in found]
 
@@ -56,9 +57,7 @@ for name in recipes.CARDS:
 judge = leaderboard.load_judge(where)
 for name, guidance in {"unet": None, "vae": None, "patch_unet": 2.0, "latent_unet": None}.items():
     options = {"num_steps": 2, "guidance": guidance} if name != "vae" else {}
-    y = torch.arange(200) % 10 if name in ("patch_unet", "latent_unet") else None
-    draw = recipes.load_sampler(name, **options, device=where)
-    measures = leaderboard.measure_sampler(judge, draw, 200, [0], y, str(where))
+    measures = leaderboard.measure_drawer(judge, load_drawer(name, **options, device=where), 200, [0])
     about["samples"][name] = {measure: mean for measure, (mean, _) in measures.items() if measure != "seconds"}
 (folder / "about.json").write_text(json.dumps(about))
 """

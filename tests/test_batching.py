@@ -1,6 +1,6 @@
 """Several processes do what one does: nothing twice, nothing left out, the same numbers; and they end together.
 
-What `accelerate launch` starts here are two processes on the processor, with a thread each. They work on drawn images.
+`accelerate launch` starts two processes here, on the CPU, each with one thread. They work on drawn images.
 """
 
 import json
@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from fmdiff_helpers import processes, train
+from fmdiff_helpers import batching, train
 from fmdiff_helpers.models.classifier import BatchNorm
 from fmdiff_helpers.recipes import CARDS
 
@@ -30,50 +31,50 @@ from pathlib import Path
 import torch
 
 from fmdiff_helpers import leaderboard, recipes
+from fmdiff_helpers.batching import gather_parts, own_parts, this_process
 from fmdiff_helpers.data import to_uint8
+from fmdiff_helpers.drawing import load_drawer
 from fmdiff_helpers.models.classifier import BatchNorm
-from fmdiff_helpers.processes import collect, deal, join
-from fmdiff_helpers.recipes import CARDS, load_sampler, train_network
+from fmdiff_helpers.recipes import CARDS, train_network
 from fmdiff_helpers.standin import draw_garments
 
 leaderboard.load_fashion_mnist = lambda split, device: draw_garments(300, seed=len(split))
 recipes.load_fashion_mnist = lambda split: draw_garments(300)
 recipes.NUM_VALIDATION = 32
 for card in CARDS.values():
-    if "schedule" in card:
-        card["schedule"] = card["schedule"] | {"T": 6}
+    if card["kind"] == "denoiser":
+        card["process"] = card["process"] | {"T": 6}
 
 
 def normalise():
-    "Return what BatchNorm makes of a batch, its running moments, and the gradient of x, which all of the batch has."
+    "Return what BatchNorm makes of a batch, the gradient of x, which depends on the whole batch, and the moments."
     generator = torch.Generator().manual_seed(0)
     x, weight = torch.randn((2, 8, 3, 5, 5), generator=generator, dtype=torch.float64)
     norm = BatchNorm(3).double()
-    shares = {k: x[4 * k : 4 * k + 4].requires_grad_() for k in deal([0, 1], shared=True)}
+    shares = {k: x[4 * k : 4 * k + 4].requires_grad_() for k in own_parts([0, 1], shared=True)}
     mine = torch.cat(list(shares.values()))
     found = norm(mine * 3 + 1)
     (found * torch.cat([weight[4 * k : 4 * k + 4] for k in shares])).sum().backward()
     size = len(found) // len(shares)
     parts = [dict(zip(shares, found.detach().split(size))), {k: share.grad for k, share in shares.items()}]
-    return [collect(part, shared=True) for part in parts] + [norm.running_mean, norm.running_var]
+    return [gather_parts(part, shared=True) for part in parts] + [norm.running_mean, norm.running_var]
 
 
 def main(folder):
-    folders, images = {name: folder / name for name in CARDS}, {}
-    for name in sorted(CARDS, key=lambda name: "autoencoder" in CARDS[name]):  # an autoencoder before its denoiser
-        there = CARDS[name].get("autoencoder")
-        options = {"autoencoder": str(folders[there])} if there else {}
-        train_network(name, folders[name], steps=3, every=3, batch_size=16, warmup=1, **options)
+    images, y = {}, torch.arange(205) % 10
+    for name in sorted(CARDS, key=lambda name: CARDS[name]["autoencoder"] is not None):  # autoencoders come first
+        there = CARDS[name]["autoencoder"]
+        options = {"autoencoder": str(folder / there)} if there else {}
+        train_network(name, folder / name, steps=3, every=3, batch_size=16, warmup=1, **options)
     steps = {"vae": None, "unet": None, "transformer": 3, "patch_unet": 3, "latent_unet": 3, "vector_denoiser": 3}
     for name, num_steps in steps.items():
-        y = torch.arange(205) % 10 if num_steps else None
-        images[name] = load_sampler(str(folders[name]), num_steps)(205, 0, y)
+        drawer = load_drawer(str(folder / name), num_steps)
+        images[name] = drawer.draw(205, 0, drawer.all_kinds(205))
     judge = leaderboard.load_judge()
-    y = torch.arange(205) % 10
     measures = {name: judge.measure(to_uint8(x), y) for name, x in images.items()}
     images["norm"] = normalise()
-    about = {"processes": join().num_processes, "close": judge.close.item(), "measures": measures}
-    if join().is_main_process:
+    about = {"processes": this_process().num_processes, "close": judge.close.item(), "measures": measures}
+    if this_process().is_main_process:
         torch.save(images, folder / "images.pt")
         (folder / "about.json").write_text(json.dumps(about))
 
@@ -99,24 +100,28 @@ def start(*command) -> subprocess.Popen:
 
 @pytest.mark.parametrize("number", [1, 2, 3, 5])
 @pytest.mark.parametrize("parts", [1, 3, 7])
-def test_parts_are_dealt_without_gap_or_overlap_and_evenly(monkeypatch, number, parts):
-    shares = []
+def test_each_part_belongs_to_one_process_and_all_have_equally_many_or_nearly(monkeypatch, number, parts):
+    everything, shares = range(10, 10 + parts), []
     for index in range(number):
         state = SimpleNamespace(process_index=index, num_processes=number)
-        monkeypatch.setattr(processes, "join", lambda state=state: state)
-        shares.append(processes.deal(range(10, 10 + parts), shared=True))
-        assert processes.deal(range(10, 10 + parts), shared=False) == dict(enumerate(range(10, 10 + parts)))
-    dealt = [item for share in shares for item in share.items()]
-    assert sorted(dealt) == list(enumerate(range(10, 10 + parts)))
+        monkeypatch.setattr(batching, "this_process", lambda state=state: state)
+        shares.append(batching.own_parts(everything, shared=True))
+        assert batching.own_parts(everything, shared=False) == dict(enumerate(everything))
+    assert sorted(item for share in shares for item in share.items()) == list(enumerate(everything))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-def test_parts_are_collected_in_order(monkeypatch):
+def test_parts_are_gathered_in_order(monkeypatch):
     everyones = {2: torch.tensor([5]), 0: torch.tensor([1, 2]), 1: torch.tensor([3, 4])}
-    assert processes.collect(everyones, shared=False).tolist() == [1, 2, 3, 4, 5]
-    monkeypatch.setattr(processes, "join", lambda: SimpleNamespace(num_processes=2))
-    monkeypatch.setattr(processes, "gather_object", lambda mine: [*mine, *list(everyones.items())[1:]])
-    assert processes.collect({2: everyones[2]}, shared=True).tolist() == [1, 2, 3, 4, 5]
+    assert batching.gather_parts(everyones, shared=False).tolist() == [1, 2, 3, 4, 5]
+    monkeypatch.setattr(batching, "this_process", lambda: SimpleNamespace(num_processes=2))
+    monkeypatch.setattr(batching, "gather_object", lambda mine: [*mine, *list(everyones.items())[1:]])
+    assert batching.gather_parts({2: everyones[2]}, shared=True).tolist() == [1, 2, 3, 4, 5]
+    assert batching.gather_parts({2: everyones[2]}, shared=False).tolist() == [5]
+
+
+def test_a_batch_has_100_images_on_a_cpu_2000_on_cuda_and_500_elsewhere():
+    assert [batching.batch_size_on(torch.device(kind)) for kind in ("cpu", "cuda", "mps")] == [100, 2000, 500]
 
 
 def check_training(one: Path, two: Path, name: str) -> None:
@@ -156,18 +161,14 @@ def test_two_processes_train_draw_and_measure_what_one_does(tmp_path):
         assert measures == pytest.approx(about[0]["measures"][name], rel=0.02, abs=0.02), name
 
 
-@pytest.mark.parametrize("steps", [[3, 3], [3, 0], [3, None]])
-def test_machines_that_do_not_share_the_folder_are_told_so(tmp_path, monkeypatch, steps):
-    monkeypatch.setattr(train, "gather_object", lambda mine: [*mine, *steps[1:]])
+def test_machines_that_do_not_share_the_folder_are_told_so(tmp_path, monkeypatch):
     accelerator = SimpleNamespace(is_main_process=True, wait_for_everyone=lambda: None)
-    run, folder = SimpleNamespace(step=3, accelerator=accelerator), tmp_path / "run"
-    if steps == [3, 3]:
-        train.check_together(run, folder)
-    else:
-        with pytest.raises(
-            ValueError, match=re.escape(f"from the steps {steps}") + ".*name a folder that all machines"
-        ):
-            train.check_together(run, folder)
+    run = SimpleNamespace(step=3, accelerator=accelerator)
+    for other in (3, 0, None):
+        monkeypatch.setattr(train, "gather_object", lambda mine, other=other: [*mine, other])
+        said = re.escape(f"from the steps [3, {other}]") + ".*name a folder that all machines"
+        with nullcontext() if other == 3 else pytest.raises(ValueError, match=said):
+            train.check_together(run, tmp_path / "run")
 
 
 SLOW = """
@@ -175,14 +176,15 @@ import sys, time
 
 from fmdiff_helpers import recipes
 from fmdiff_helpers.cli import app
+from fmdiff_helpers.processes.diffusion import TARGETS
 from fmdiff_helpers.standin import draw_garments
 
 recipes.NUM_VALIDATION = 32
 recipes.load_fashion_mnist = lambda split: draw_garments(96)
 recipes.CARDS["unet"]["arguments"] |= {"width": 8, "mults": [1]}
-recipes.PROFILES["unet"]["smoke"] = {"steps": 30, "every": 10}
-loss, pause = recipes.simple_loss, float(sys.argv.pop(1))
-recipes.simple_loss = lambda *args: time.sleep(pause) or loss(*args)
+recipes.profiles = lambda name: {"smoke": {"steps": 30, "every": 10}, "full": {}}
+(loss, predictor), pause = TARGETS["eps"], float(sys.argv.pop(1))
+TARGETS["eps"] = (lambda *args: time.sleep(pause) or loss(*args), predictor)
 app()
 """
 
@@ -230,8 +232,7 @@ def test_a_killed_process_ends_the_launch_with_a_message_and_a_checkpoint_to_go_
     assert_close(parts, whole, rtol=1e-2, atol=1e-4)
 
 
-# The one that takes its place is private so far.
-@pytest.mark.filterwarnings("ignore:torch.distributed.nn.functional.all_reduce is deprecated")
+@pytest.mark.filterwarnings("ignore")  # PyTorch has deprecated all_reduce, but not published its replacement
 @pytest.mark.parametrize("kind, mean, std", [(torch.bfloat16, 20.0, 1.0), (torch.float16, 0.0, 300.0)])
 def test_batch_norm_is_right_in_half_precision_too(kind, mean, std):
     """E[x^2] - E[x]^2 in bfloat16 is 2 at mean 20 and variance 1; in float16 it is too large a number at 300^2."""
