@@ -3,10 +3,10 @@
 What networks draw is compared with `load_drawer`, which has tests of its own.
 """
 
-import gzip
 import hashlib
 import http.client
 import json
+import os
 import shlex
 import shutil
 from pathlib import Path
@@ -58,14 +58,6 @@ def test_help_says_what_each_command_does():
 # fmdiff data
 
 
-def change_byte(path: Path, place: int) -> None:
-    with path.open("r+b") as file:
-        file.seek(place)
-        (byte,) = file.read(1)
-        file.seek(place)
-        file.write(bytes([byte ^ 1]))
-
-
 @pytest.fixture
 def small(tmp_path, monkeypatch) -> Path:
     """A folder, named by FMDIFF_DATA, with four small files instead of those of Fashion-MNIST."""
@@ -95,29 +87,19 @@ def mirror(monkeypatch) -> list[str]:
     return downloaded
 
 
-def test_data_says_where_the_real_dataset_is_and_finds_one_changed_byte_of_55_million(real_raw, tmp_path, monkeypatch):
-    raw = tmp_path / "FashionMNIST" / "raw"
-    raw.mkdir(parents=True)
-    for name in data.ALL_FILES:
-        plain, packed = real_raw / name, real_raw / f"{name}.gz"
-        (raw / name).write_bytes(plain.read_bytes() if plain.exists() else gzip.decompress(packed.read_bytes()))
-    monkeypatch.setenv("FMDIFF_DATA", str(tmp_path))
-    result = fmdiff("data")
-    assert result.exit_code == 0 and result.stderr == ""
-    assert str(raw) in result.stdout and "all four files intact" in result.stdout
-    change_byte(raw / "train-images-idx3-ubyte", 33_333_333)
-    check_refused(tmp_path, "data", f"{raw / 'train-images-idx3-ubyte'} is damaged", code=1)
-    assert "uv run fmdiff data --repair" in fmdiff("data").stderr
-
-
-def test_data_lists_each_damaged_or_missing_file_and_repair_downloads_only_those(small, mirror):
+def test_data_says_that_all_is_intact_or_lists_each_bad_file_and_repair_downloads_only_those(small, mirror):
     names = list(data.ALL_FILES)
+    for arguments in ("data", "data --repair"):
+        result = fmdiff(arguments)
+        assert result.exit_code == 0 and result.stderr == "" and mirror == []
+        assert str(small) in result.stdout and "all four files intact" in result.stdout
     (small / names[0]).write_bytes(b"damaged")
     (small / names[2]).unlink()
     result = fmdiff("data")
     assert result.exit_code == 1 and result.stdout == ""
     damaged, missing = result.stderr.splitlines()
     assert f"{small / names[0]} is damaged" in damaged and f"{small / names[2]} is missing" in missing
+    assert "uv run fmdiff data --repair" in damaged
     result = fmdiff("data --repair")
     assert result.exit_code == 0 and "intact" in result.stdout and mirror == [names[0], names[2]]
 
@@ -134,11 +116,6 @@ def test_repair_of_a_damaged_packed_file_puts_an_intact_one_beside_it(small, mir
     (small / name).rename(small / f"{name}.gz")
     assert fmdiff("data").exit_code == 1
     assert fmdiff("data --repair").exit_code == 0 and mirror == [name]
-
-
-def test_repair_of_an_intact_dataset_downloads_nothing(small):
-    result = fmdiff("data --repair")
-    assert result.exit_code == 0 and "intact" in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -278,14 +255,12 @@ def read_npz(arguments: str) -> dict[str, np.ndarray]:
     [
         ("tiny", "", {}),
         ("tiny", "--steps 4", {"num_steps": 4}),
-        ("labelled", "--steps 1", {"num_steps": 1}),
         ("labelled", "--steps 2 --label 'ankle boot'", {"num_steps": 2, "label": 9}),
         ("my_vae", "", {}),
         ("my_unet", "--label 3", {"label": 3}),
         ("my_denoiser", "--steps 3", {"num_steps": 3}),
         ("my_patch", "--guidance 2.5", {"guidance": 2.5}),
         ("my_patch", "--guidance 2 --guide weaker", {"guidance": 2, "guide": "weaker"}),
-        ("my_patch", "--guidance 2 --guide labelled", {"guidance": 2, "guide": "labelled"}),
         ("my_patch", "--guidance 2 --interval 3 5", {"guidance": 2, "interval": (3, 5)}),
         ("my_unet", "--guidance 2 --guide weak_unet --steps 3", {"guidance": 2, "guide": "weak_unet", "num_steps": 3}),
     ],
@@ -310,12 +285,11 @@ def test_without_options_64_samples_of_seed_0_are_written_as_a_grid(here):
 
 
 @pytest.mark.parametrize("ending", [".png", ".npz", ".gif", ".webp"])
-def test_the_same_seed_gives_the_same_bytes_another_seed_others_and_guidance_1_no_others(here, ending):
-    options = {"a": "--seed 0", "b": "--seed 0", "c": "--seed 1", "d": "--seed 0 --guidance 1"}
-    for name, each in options.items():
-        assert fmdiff(f"sample my_patch -n 4 --steps 2 {each} -o {name}{ending}").exit_code == 0
-    a, b, c, d = (Path(f"{name}{ending}").read_bytes() for name in options)
-    assert a == b == d and a != c
+def test_the_same_seed_gives_the_same_bytes_and_guidance_1_no_others(here, ending):
+    for name, options in {"a": "", "b": "", "c": "--guidance 1"}.items():
+        assert fmdiff(f"sample my_patch -n 4 --steps 2 {options} -o {name}{ending}").exit_code == 0
+    a, b, c = (Path(f"{name}{ending}").read_bytes() for name in "abc")
+    assert a == b == c
 
 
 @pytest.mark.parametrize("name, columns", [("tiny", None), ("my_unet", 10)])
@@ -376,13 +350,6 @@ def test_every_kind_has_its_name_and_its_number(here):
             assert drawer.one_kind(label, 2).tolist() == [number] * 2
 
 
-@pytest.mark.parametrize("network", ["patch_unet.PatchUNet", "unet.UNet"])
-def test_where_a_card_leaves_the_number_of_kinds_out_its_network_says_whether_it_takes_labels(here, network):
-    write_network(Path("usual/weights.safetensors"), denoiser(network, {"width": 8, "mults": [1, 2]}, "eps"))
-    found = read_npz("usual -n 3 --steps 2").get("labels", np.array(None))
-    assert found.tolist() == {"unet.UNet": None, "patch_unet.PatchUNet": [0, 1, 2]}[network]
-
-
 @pytest.mark.parametrize(
     "arguments, said",
     [
@@ -414,43 +381,31 @@ def test_sample_refuses(here, arguments, said):
     assert (here / "file").read_text() == "mine"
 
 
-def test_without_any_published_network_the_message_says_so(here, monkeypatch):
-    monkeypatch.setattr(cards, "PUBLISHED", here)
-    check_refused(here, "sample tiny", "there are no weights 'tiny'; published are: none yet")
+def test_a_file_that_cannot_be_written_is_refused_before_and_after_the_samples_are_drawn(here, monkeypatch):
+    def save_images(*args):
+        raise OSError(28, "No space left on device")
 
-
-OUTSIDE = "; expected two of the steps 0 to 7, in order"
+    monkeypatch.setattr(export, "save_images", save_images)
+    check_refused(here, "sample tiny -n 1", "--out is samples.png: No space left on device; name a file in a folder")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    check_refused(here, "sample tiny -n 1", "--out is samples.png; name a file in a folder that you may write to")
 
 
 @pytest.mark.parametrize("command", ["sample", "evaluate"])
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        ("tniy", "'tniy'; published are: classifier, labelled, tiny; or name a folder of `fmdiff train`"),
-        ("tiny --steps 0", "steps is 0; expected 1 to 8, the steps that 'tiny' was trained with"),
-        ("my_unet --steps 9", "steps is 9; expected 1 to 8, the steps that 'my_unet' was trained with"),
+        ("tniy", "there are no weights 'tniy'; published are: classifier, labelled, tiny"),
+        ("tiny --steps 9", "steps is 9; expected 1 to 8"),
         ("my_vae --steps 1", "steps is 1, but 'my_vae' draws in one step; leave it out"),
-        ("my_patch --interval 0 5", "interval is (0, 5); give a guidance, too, which says how far to lead"),
-        ("my_patch --guide weaker", "guide is 'weaker'; give a guidance, too, which says how far to lead"),
-        ("tiny --interval 0 3", "interval is (0, 3); give a guidance, too"),
-        *((f"my_patch --guidance 2 --interval {first} {last}", f"interval is ({first}, {last}){OUTSIDE}")
-          for first, last in ((0, 8), (8, 9), (-1, 3), (5, 2))),
-        ("my_patch --guidance 1 --interval 5 2", f"interval is (5, 2){OUTSIDE}"),
-        ("my_patch --guidance 2 --guide weaker --interval 7 0", f"interval is (7, 0){OUTSIDE}"),
-        ("tiny --guidance 2 --interval 0 3", "guidance is 2, but 'tiny' takes no labels to lead to; leave it out"),
-        ("my_vae --guidance 2", "guidance is 2, but 'my_vae' takes no labels to lead to"),
-        *((f"my_patch --guidance {w}", f"guidance is {w}; expected at least 0") for w in ("-0.5", "nan", "inf")),
+        ("tiny --guidance 2", "guidance is 2, but 'tiny' takes no labels to lead to; leave it out"),
+        ("my_patch --guide weaker", "guide is 'weaker'; give a guidance, too"),
+        ("my_patch --interval 0 5", "interval is (0, 5); give a guidance, too"),
+        ("my_patch --guidance 2 --interval -1 3", "interval is (-1, 3); expected two of the steps 0 to 7, in order"),
         ("my_patch --guidance 2 --guide longer", "process of 'longer' is {'name': 'diffusion.Diffusion'"),
-        ("longer --guidance 2 --guide my_patch", "; expected that of 'longer', {'name': 'diffusion.Diffusion'"),
-        ("my_patch --guidance 2 --guide waeker", "there are no weights 'waeker'; published are: "),
-        ("my_patch --guidance 2 --guide tiny", "the guide 'tiny' takes no labels; name one that does"),
-        ("my_patch --guidance 2 --guide classifier", "process of 'classifier' is "),
-        ("labelled --guidance 2", "'labelled' never learned without labels; name a weaker network"),
-        ("my_unet --guidance 2", "'my_unet' never learned without labels"),
-        ("my_unet --guidance 2 --guide labelled", "autoencoder of 'labelled' is None; expected that of 'my_unet'"),
     ],
-)  # fmt: skip
-def test_sample_and_evaluate_refuse(here, garments, command, arguments, said):
+)
+def test_sample_and_evaluate_refuse_what_load_drawer_refuses(here, garments, command, arguments, said):
     check_refused(here, f"{command} {arguments}", said)
 
 
@@ -458,19 +413,6 @@ def test_sample_and_evaluate_refuse(here, garments, command, arguments, said):
 def test_an_interval_is_two_whole_numbers(here, interval):
     result = fmdiff(f"sample my_patch --guidance 2 --interval {interval}")
     assert result.exit_code == 2 and "--interval" in result.stderr and not list(here.glob("*.png"))
-
-
-@pytest.mark.parametrize("command", ["sample", "evaluate"])
-def test_damaged_weights_and_a_denoiser_without_its_autoencoder_are_refused(here, garments, command):
-    path, card = cards.PUBLISHED / "tiny.safetensors", cards.read_card("my_vae")
-    change_byte(path, path.stat().st_size - 1)
-    check_refused(here, f"{command} tiny", f"{path} is not the file of its card")
-    vae = Path("my_vae/weights.safetensors")
-    now = write_network(vae, card | {"arguments": {"width": 6, "channels": 2}})
-    said = f"in the latent of 'my_vae' with sha256 {card['sha256']}, found {now}"
-    check_refused(here, f"{command} my_unet", said)
-    vae.unlink()
-    check_refused(here, f"{command} my_unet", "there are no weights 'my_vae'")
 
 
 # fmdiff show
@@ -808,8 +750,6 @@ def small_cards(here, monkeypatch) -> Path:
     tiny_ones = {
         "vae": {"width": 4, "channels": 2},
         "latent_unet": UNET | {"channels": 2, "patch": 1},
-        "attention_autoencoder": {"width": 8},
-        "vector_denoiser": UNET | {"channels": 1, "patch": 1},
     }
     for name, arguments in tiny_ones.items():
         process = cosine(8, "v") if recipes.CARDS[name]["kind"] == "denoiser" else recipes.CARDS[name]["process"]
@@ -817,20 +757,16 @@ def small_cards(here, monkeypatch) -> Path:
     return here
 
 
-@pytest.mark.parametrize(
-    "autoencoder, denoiser", [("vae", "latent_unet"), ("attention_autoencoder", "vector_denoiser")]
-)
-def test_an_autoencoder_and_a_denoiser_in_its_latent_are_trained_and_draw(small_cards, autoencoder, denoiser):
-    folder, run = Path("runs") / autoencoder, Path("runs") / denoiser
-    result = fmdiff(f"train {autoencoder} --profile smoke --batch-size 16")
-    assert result.exit_code == 0 and f"{folder}: validation loss" in result.stdout
-    weights = (folder / "weights.safetensors").read_bytes()
-    result = fmdiff(f"train {denoiser} --autoencoder {folder} --profile smoke --batch-size 16")
-    assert result.exit_code == 0 and f"{run}: validation loss" in result.stdout
-    assert (folder / "weights.safetensors").read_bytes() == weights
+def test_an_autoencoder_and_a_denoiser_in_its_latent_are_trained_and_draw(small_cards):
+    vae, unet = Path("runs/vae"), Path("runs/latent_unet")
+    result = fmdiff("train vae --profile smoke --batch-size 16")
+    assert result.exit_code == 0 and f"{vae}: validation loss" in result.stdout
+    weights = (vae / "weights.safetensors").read_bytes()
+    result = fmdiff(f"train latent_unet --autoencoder {vae} --profile smoke --batch-size 16")
+    assert result.exit_code == 0 and f"{unet}: validation loss" in result.stdout
     checksum = hashlib.sha256(weights).hexdigest()
-    assert cards.read_card(str(run))["autoencoder"] == {"name": str(folder.resolve()), "sha256": checksum}
-    for name in [run, folder] if autoencoder == "vae" else [run]:
+    assert cards.read_card(str(unet))["autoencoder"] == {"name": str(vae.resolve()), "sha256": checksum}
+    for name in (vae, unet):
         assert read_npz(f"{name} -n 3")["images"].shape == (3, 28, 28)
 
 

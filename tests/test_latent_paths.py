@@ -187,27 +187,14 @@ def test_each_end_is_taken_to_noise_with_its_label_and_on_the_path_the_predictio
 KINDS = torch.arange(10).repeat(10)
 
 
-@pytest.fixture(scope="module")
-def walked() -> SimpleNamespace:
-    """Ten chains of the published denoiser for each kind, 50 steps of DDIM."""
-    drawer = load_drawer("vector_denoiser", 50)
-    path, times = draw_chain(drawer, KINDS, seed=1)
-    return SimpleNamespace(path=path, times=times, drawer=drawer)
-
-
-def test_a_published_chain_starts_as_noise_and_ends_as_garments_of_its_kinds(walked):
-    start, end = walked.path[0], walked.path[-1]
+def test_a_published_chain_starts_as_noise_and_ends_as_garments_of_its_kinds():
+    """Ten chains for each kind."""
+    drawer, classifier = load_drawer("vector_denoiser", 20), load_pretrained("classifier")
+    path, _ = draw_chain(drawer, KINDS, seed=1)
+    start, end = path[0], path[-1]
     assert abs(start.mean()) < 0.05 and 0.95 < start.std() < 1.05
-    classifier = load_pretrained("classifier")
-    noise, found = (classifier(walked.drawer.decode(z)).argmax(1) == KINDS for z in (start, end))
+    noise, found = (classifier(drawer.decode(z)).argmax(1) == KINDS for z in (start, end))
     assert noise.sum() <= 25 and found.sum() >= 75
-
-
-def test_the_halves_of_a_published_loop_are_two_ways_and_no_film_in_reverse(walked):
-    frames = there_and_back(walked.path, walked.times, walked.drawer.process.schedule)
-    there, back = frames[: len(walked.times) + 1], frames[len(walked.times) :].flip(0)
-    apart = (there - back).square().mean(dim=(1, 2, 3, 4)).sqrt()
-    assert apart[0] == 0 and apart[5:-5].min() > 0.02 and apart.max() > 0.1
 
 
 # Principal axes and latents
