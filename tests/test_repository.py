@@ -36,7 +36,12 @@ ALLOWED = {
         *("checkpoints", "data", "diffusion", "guidance", "models", "processes", "samplers", "schedules", "train")
     },
     "paths": {"data", "diffusion", "plots", "samplers", "schedules"},
-    "player": {"data", "diffusion", "guidance", "metrics", "models", "paths", "plots", "samplers", "schedules"},
+    "filmstrip": set(),
+    "explorer": {"data", "drawing", "filmstrip", "paths", "plots", "schedules", "train"},
+    "explorers": {
+        *("data", "diffusion", "drawing", "explorer", "guidance", "metrics", "models", "paths", "plots", "samplers"),
+        "schedules",
+    },
     "results": {"checkpoints", "data", "export", "plots", "processes", "recipes", "samplers", "train"},
     "leaderboard": {"checkpoints", "data", "metrics", "processes", "recipes"},
     "cli": {*("checkpoints", "data", "export", "leaderboard", "metrics", "paths", "processes", "recipes", "results")},
