@@ -1,7 +1,7 @@
 """Fashion-MNIST as two tensors on a device: 60,000 training and 10,000 test images in 55 MB, no worker processes.
 
-The four files are looked for in the folder that the environment variable FMDIFF_DATA names; without it in `data/`
-of this checkout, where they are downloaded on first use. With no network the drawn stand-in takes their place.
+The four files are in the folder that the environment variable FMDIFF_DATA names, or else in `data/` of this checkout;
+the first use downloads them. Without a network, the drawn stand-in takes their place.
 """
 
 import gzip
@@ -47,18 +47,18 @@ STANDIN_NOTICE = (
 
 
 class DataError(Exception):
-    """Say which file of the dataset is missing or damaged, and the command that repairs it."""
+    """Name the missing or damaged file of the dataset, and the command that repairs it."""
 
 
 def raw_folder() -> Path:
-    """Return the folder where the four files are or belong: below FMDIFF_DATA if that is set, else below `data/`."""
+    """Return the folder for the four files: below FMDIFF_DATA if that is set, otherwise below `data/`."""
     checkout = Path(__file__).parents[1]
     default = checkout / "data" if (checkout / "pyproject.toml").exists() else Path("data")
     return Path(os.environ.get("FMDIFF_DATA") or default).expanduser().resolve() / "FashionMNIST" / "raw"
 
 
 def read_bytes(raw: Path, name: str) -> bytes:
-    """Return the unpacked content of the file `name`, or of `name`.gz, in the folder `raw`; DataError if damaged."""
+    """Return the unpacked content of `name` or `name`.gz in the folder `raw`; DataError if missing or damaged."""
     plain, packed = raw / name, raw / f"{name}.gz"
     path = plain if plain.is_file() else packed
     if not path.is_file():
@@ -76,26 +76,26 @@ def read_bytes(raw: Path, name: str) -> bytes:
 
 def read_tensor(raw: Path, name: str) -> Tensor:
     """Return a verified file as a tensor: images uint8 (N, 1, 28, 28) or labels int64 (N,)."""
-    # What MD5 has verified needs no parser: a header of 16 bytes, or 8 for labels, then a byte for each value.
-    # Importing torchvision's reader takes 8 seconds on two CPU cores, in the first cell of every lesson.
+    # MD5 has verified the file, so no parser is needed: a header of 16 bytes, or 8 for labels, then one byte per value.
+    # To import torchvision's reader takes 8 seconds on two CPU cores, in the first cell of every lesson.
     values = torch.frombuffer(bytearray(read_bytes(raw, name)), dtype=torch.uint8)
     return values[16:].reshape(-1, 1, 28, 28) if "images" in name else values[8:].long()
 
 
 def download(raw: Path, names: list[str]) -> None:
-    """Download the dataset and put the files `names` into the folder `raw`, each complete or not at all.
+    """Download the dataset and move the files `names` into the folder `raw`, each complete or not at all.
 
-    Raises OSError, HTTPException or torchvision's RuntimeError where the network or the folder does not allow it.
+    Raises OSError, HTTPException or torchvision's RuntimeError if the network or the folder fails.
     """
     from torchvision.datasets import FashionMNIST
 
     raw.mkdir(parents=True, exist_ok=True)
     timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(20)  # torchvision sets none: a firewall that stays silent would hang the first cell
+    socket.setdefaulttimeout(20)  # torchvision sets none: behind a silent firewall the first cell would wait forever
     try:
         with tempfile.TemporaryDirectory(dir=raw, prefix="download-") as folder:
             fetched = Path(FashionMNIST(folder, download=True).raw_folder)
-            for name in names:  # all of them first: a damaged one leaves the folder as it was
+            for name in names:  # check all first: if one is damaged, the folder stays as it was
                 read_bytes(fetched, name)
             for name in names:
                 os.replace(fetched / name, raw / name)
@@ -104,7 +104,7 @@ def download(raw: Path, names: list[str]) -> None:
 
 
 def find_problems(raw: Path) -> dict[str, str]:
-    """Check the four files in the folder `raw`; return what is wrong, by file name."""
+    """Check the four files in the folder `raw` and return the problems by file name."""
     problems = {}
     for name in ALL_FILES:
         try:
@@ -115,19 +115,19 @@ def find_problems(raw: Path) -> dict[str, str]:
 
 
 def is_there(raw: Path) -> bool:
-    """Tell whether the folder `raw` holds any file of the dataset, intact or not."""
+    """Return whether the folder `raw` holds any file of the dataset, even a damaged one."""
     return any((raw / f"{name}{end}").exists() for name in ALL_FILES for end in ("", ".gz"))
 
 
 def describe_data() -> str:
-    """Say for a card whether `load_fashion_mnist` has loaded Fashion-MNIST or drawn its stand-in."""
+    """Return the name of what `load_fashion_mnist` loads, for a card: Fashion-MNIST or its stand-in."""
     return "Fashion-MNIST, training split" if is_there(raw_folder()) else "drawn stand-in for Fashion-MNIST"
 
 
 def fetch_fashion_mnist() -> Path | None:
-    """Return the folder that holds Fashion-MNIST, filling it on first use; None where the download fails.
+    """Return the folder that holds Fashion-MNIST, after a download on first use; None if the download fails.
 
-    DataError if FMDIFF_DATA names a folder without FashionMNIST/raw in it.
+    Raises DataError if FMDIFF_DATA names a folder without FashionMNIST/raw.
     """
     raw = raw_folder()
     if os.environ.get("FMDIFF_DATA") and not raw.is_dir():
@@ -150,8 +150,8 @@ def fetch_fashion_mnist() -> Path | None:
 def load_fashion_mnist(split: str = "train", device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
     """Load a split, "train" or "test", as images uint8 (N, 1, 28, 28) and labels int64 (N,) on `device`.
 
-    Downloads the files on first use; with no network it draws a stand-in and says so. A missing or damaged file is a
-    DataError. (Xiao et al. 2017)
+    The first use downloads the files; without a network, a stand-in is drawn, with a notice. Raises DataError for a
+    missing or damaged file. (Xiao et al. 2017)
     """
     if split not in FILES:
         raise ValueError(f"split is {split!r}; expected one of {', '.join(map(repr, FILES))}")
@@ -164,14 +164,14 @@ def load_fashion_mnist(split: str = "train", device: torch.device | str = "cpu")
 
 
 def to_model(images: Tensor) -> Tensor:
-    """Convert uint8 images, 0 to 255, to float32 in [-1, 1], the range of every network in the series."""
+    """Convert uint8 images, 0 to 255, to float32 in [-1, 1], the range of all networks in the series."""
     if images.dtype != torch.uint8:
         raise ValueError(f"images are {images.dtype}; expected uint8 with values 0 to 255")
     return images.float().div_(127.5).sub_(1)
 
 
 def to_uint8(x: Tensor) -> Tensor:
-    """Convert floating-point images in [-1, 1] to uint8, 0 to 255; what lies outside is clipped."""
+    """Convert floating-point images in [-1, 1] to uint8, 0 to 255; values outside are clipped."""
     if not x.is_floating_point():
         raise ValueError(f"images are {x.dtype}; expected floating point with values -1 to 1")
     return ((x.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
@@ -182,8 +182,8 @@ def batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield one shuffled epoch of (x0 float32 in [-1, 1], y int64); the last batch may be smaller.
 
-    `generator`, on the CPU, decides the order, so that it is the same on every device. The data stay where they are:
-    a batch is an index. ValueError where batch_size is below 1 or labels do not match images.
+    `generator` is on the CPU and decides the order, which is thus the same on every device. The data stay where they
+    are. Raises ValueError if batch_size is below 1, or if there are no images, or not one label for each.
     """
     if batch_size < 1 or len(images) != len(labels) or not len(images):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Samples as files: a picture, an animation of how they came about, or plain arrays."""
+"""Samples as files: a picture, an animation of the sampling steps, or plain arrays."""
 
 import io
 from collections.abc import Sequence
@@ -7,25 +7,23 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from einops import rearrange
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from fmdiff_helpers.checkpoints import write_atomically
+from fmdiff_helpers.tiling import tile
 
-if TYPE_CHECKING:  # samples need no matplotlib
+if TYPE_CHECKING:  # a server without matplotlib can still save samples
     from matplotlib.figure import Figure
 
 KINDS = (".png", ".gif", ".webp", ".npz")
 
 
 def grid(images: Tensor, columns: int | None = None, scale: int = 3) -> Image.Image:
-    """Lay uint8 images (N, 1, H, W) out in rows of `columns`, a square or nearly if None; what is missing is white."""
+    """Lay uint8 images (N, 1, H, W) out in rows of `columns`, or nearly in a square if None; the rest is white."""
     columns = columns or int(np.ceil(len(images) ** 0.5))
-    rows = int(np.ceil(len(images) / columns))
-    padded = torch.nn.functional.pad(images.cpu(), (0, 1, 0, 1), value=255)
-    blank = padded.new_full((rows * columns - len(images), *padded.shape[1:]), 255)
-    picture = rearrange(torch.cat([padded, blank]), "(r c) 1 h w -> (r h) (c w)", c=columns)
+    blank = images.new_full((-len(images) % columns, *images.shape[1:]), 255)
+    picture = tile(torch.cat([images, blank]).cpu(), columns, gap=1)
     return Image.fromarray(picture.numpy().repeat(scale, 0).repeat(scale, 1))
 
 
@@ -47,9 +45,9 @@ def save_images(
     columns: int | None = None,
     heads: Sequence[str] = (),
 ) -> None:
-    """Write uint8 images (N, 1, H, W) as a .png grid, or a .npz with `images` (N, H, W) and any `labels` (N,).
+    """Write uint8 images (N, 1, H, W) as a .png grid, or a .npz with `images` (N, H, W) and, if given, `labels` (N,).
 
-    `heads` are the names above the columns of a grid, one for each.
+    `heads` are names to write above the columns of the grid, one for each column.
     """
     if path.suffix == ".png":
         picture = grid(images, columns)
@@ -59,14 +57,14 @@ def save_images(
     arrays = {"images": images[:, 0].cpu().numpy()} | ({} if labels is None else {"labels": labels.cpu().numpy()})
 
     def write(file: Path) -> None:
-        with file.open("wb") as opened:  # given a name, numpy would append .npz to it
+        with file.open("wb") as opened:  # numpy would append .npz to a name
             np.savez_compressed(opened, **arrays)
 
     write_atomically(path, write)
 
 
 def save_figures(path: Path, *figures: "Figure") -> None:
-    """Write matplotlib figures as one .png, each under the one before."""
+    """Write matplotlib figures as one .png, one below the other."""
     pictures = []
     for figure in figures:
         buffer = io.BytesIO()
@@ -79,10 +77,10 @@ def save_figures(path: Path, *figures: "Figure") -> None:
 
 
 def save_animation(path: Path, frames: Sequence[Tensor], milliseconds: int = 80, columns: int | None = None) -> None:
-    """Write frames, each uint8 images (N, 1, H, W), as a .gif or .webp that loops and rests on the last frame."""
+    """Write frames, each uint8 images (N, 1, H, W), as a .gif or .webp that loops and pauses on the last frame."""
     first, *rest = [grid(frame, columns) for frame in frames]
     durations = [milliseconds] * len(rest) + [2000]
     options = {"save_all": True, "append_images": rest, "duration": durations, "loop": 0}
-    # Optimized, each frame of a .gif has its own colours, which some readers get wrong.
+    # With optimize, each frame of a .gif has its own colours, which some programs show wrongly.
     options |= {"lossless": True} if path.suffix == ".webp" else {"optimize": False}
     write_atomically(path, lambda file: first.save(file, format=path.suffix[1:], **options))

@@ -1,16 +1,16 @@
-"""How good are samples? Distances to the test images, precision and recall, copying: each beside its floor.
+"""How good are samples? Distances to the test images, precision and recall, copying: each compared with its floor.
 
-Garments are compared in the features of the published classifier, which was trained on the training split only. The
-floor of a measure is what real training images of the same number score: no network can be expected to do better, but
-for one that is told the kinds, whose floor is lower (`Judge.floor`).
-Numbers compare with others of this classifier only, not with anyone's FID.
+Garments are compared by the features of the published classifier, which was trained on the training split only. So a
+Fréchet distance here (`fd`) is computed like the FID, and a kernel distance (`kd`) like the KID, but can be compared
+only with other numbers of this classifier, not with a published FID or KID.
+The floor of a measure is the score of equally many real training images. No network can be expected to do better,
+except one that is given the kinds: its floor is lower (`Judge.floor`).
 """
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import one_hot
 
 from fmdiff_helpers.batching import batch_size_on, gather_parts, own_parts
 from fmdiff_helpers.data import to_model, to_uint8
@@ -20,8 +20,8 @@ from fmdiff_helpers.data import to_model, to_uint8
 def features(classifier: nn.Module, images: Tensor, shared: bool = False) -> Tensor:
     """Return the classifier's features of uint8 images (N, 1, 28, 28), as float64 (N, d) on the CPU.
 
-    With `shared` the processes of `accelerate launch` take a part each: all
-    of them must make the call, and all get all features.
+    With `shared`, each process of `accelerate launch` computes a part: all processes must make the call, and each gets
+    all features.
     """
     device = next(classifier.parameters()).device
     parts = own_parts(images.split(batch_size_on(device)), shared)
@@ -31,40 +31,41 @@ def features(classifier: nn.Module, images: Tensor, shared: bool = False) -> Ten
 
 @torch.no_grad()
 def agreement(classifier: nn.Module, found: Tensor, labels: Tensor) -> float:
-    """Return the share of features (N, d) in which the classifier finds the label (N,)."""
+    """Return the share of features (N, d) for which the classifier predicts the label (N,)."""
     logits = classifier.head(found.to(classifier.head.weight))
     return (logits.argmax(1) == labels.to(logits.device)).cpu().double().mean().item()
 
 
 def accuracy(classifier: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Return the share of uint8 images (N, 1, 28, 28) whose label (N,) the classifier finds."""
+    """Return the share of uint8 images (N, 1, 28, 28) for which the classifier predicts the label (N,)."""
     return agreement(classifier, features(classifier, images), labels)
 
 
 def spread_within(x: Tensor, y: Tensor) -> float:
-    """Return the standard deviation of pixels x (N, 1, H, W) among images of one kind y (N,): a mean over both."""
+    """Return the standard deviation of images x (N, 1, H, W) within a kind y (N,), averaged over pixels and kinds."""
     return torch.stack([x[y == kind].std(dim=0).mean() for kind in y.unique()]).mean().item()
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """Return the Fréchet distance of Gaussians fitted to features a (N, d) and b (M, d), both above d rows.
+    """Return the Fréchet distance (the formula of the FID) of Gaussians fitted to features a (N, d) and b (M, d).
 
-    |mean_a - mean_b|^2 + trace(C_a + C_b - 2 (C_a C_b)^(1/2)). (Heusel et al. 2017, eq. 6) Built in lesson 08.
+    |mean_a - mean_b|^2 + trace(C_a + C_b - 2 (C_a C_b)^(1/2)). Raises ValueError unless N and M are above d.
+    (Heusel et al. 2017, eq. 6) Built in lesson 08.
     """
     if min(len(a), len(b)) <= a.shape[1]:
         raise ValueError(f"there are {len(a)} and {len(b)} images; expected more than the {a.shape[1]} features")
     cov_a, cov_b = torch.cov(a.T), torch.cov(b.T)
-    # The trace of the root: eigenvalues of the product are real, and negative by rounding only.
+    # The trace of the root. The eigenvalues of the product are real; only rounding makes them negative.
     root = torch.linalg.eigvals(cov_a @ cov_b).real.clamp(min=0).sqrt().sum()
     distance = (a.mean(0) - b.mean(0)).square().sum() + cov_a.trace() + cov_b.trace() - 2 * root
     return distance.item()
 
 
 def kernel_distance(a: Tensor, b: Tensor) -> float:
-    """Return the squared maximum mean discrepancy of features a (N, d) and b (M, d), 0 on average for equal sources.
+    """Return the kernel distance (the formula of the KID) of features a (N, d) and b (M, d).
 
-    With the kernel (x . y / d + 1)^3 and the unbiased estimate over all pairs. (Binkowski et al. 2018, section 3.1)
-    Built in lesson 08.
+    The squared maximum mean discrepancy with the kernel (x . y / d + 1)^3, estimated without bias from all pairs: 0 on
+    average for equal sources. (Binkowski et al. 2018, section 3.1) Built in lesson 08.
     """
 
     def kernel_sum(x: Tensor, y: Tensor) -> Tensor:
@@ -80,16 +81,16 @@ def kernel_distance(a: Tensor, b: Tensor) -> float:
 
 
 def ball_radius(support: Tensor, k: int = 3) -> Tensor:
-    """Return, for each of `support` (M, d), the distance to its k-th nearest neighbour there, (M,).
+    """Return, for each point of `support` (M, d), the distance to its k-th nearest neighbour in `support`, (M,).
 
     (Kynkäänniemi et al. 2019, eq. 1) Built in lesson 08.
     """
-    # The nearest of all is the point itself.
+    # The nearest one is the point itself.
     return torch.cat([torch.cdist(part, support).kthvalue(k + 1, dim=1).values for part in support.split(100)])
 
 
-def covered(points: Tensor, support: Tensor, k: int = 3) -> float:
-    """Return the share of `points` (N, d) that lie in the ball around a point of `support` (M, d), of `ball_radius`.
+def share_inside(points: Tensor, support: Tensor, k: int = 3) -> float:
+    """Return the share of `points` (N, d) that lie inside the balls around `support` (M, d), of radius `ball_radius`.
 
     (Kynkäänniemi et al. 2019, eqs. 1 and 2) Built in lesson 08.
     """
@@ -100,30 +101,30 @@ def covered(points: Tensor, support: Tensor, k: int = 3) -> float:
 
 
 def nearest(images: Tensor, train_images: Tensor, shared: bool = False) -> tuple[Tensor, Tensor]:
-    """Return, for each of images uint8 (N, 1, H, W), the distance to the nearest training image, and its index.
+    """Return the distance (N,) of uint8 images (N, 1, H, W) to the nearest training image, and its index (N,).
 
-    Distances are root mean squares over pixels, in grey values of 0 to 255. `shared` is as in `features`.
+    The distance is the root mean square over pixels, in grey values from 0 to 255. `shared` is as in `features`.
     """
     train = train_images.flatten(1).float()
     parts = own_parts(images.flatten(1).float().split(500), shared)
     done = {number: torch.cdist(part, train).argmin(dim=1) for number, part in parts.items()}
     index = gather_parts(done, shared).to(images.device)
-    # Anew, pixel by pixel: cdist multiplies matrices, and its rounding hides an exact copy.
+    # Computed again, pixel by pixel: cdist multiplies matrices, and its rounding would hide an exact copy.
     difference = images.float() - train_images[index].float()
     return difference.flatten(1).square().mean(dim=1).sqrt(), index
 
 
 class Judge:
-    """Measure sets of samples against the test images; what is needed of the real images is computed once, here.
+    """Measure samples against the test images; everything about the real images is computed once, at the start.
 
     `classifier` gives the features; images are uint8 (N, 1, 28, 28). The processes of `accelerate launch` share the
-    work: each makes the same calls with the same images, and gets the same numbers. Takes 25 seconds of a CPU core.
+    work: each makes the same calls with the same images and gets the same numbers. The start takes 25 s on a CPU core.
     """
 
     def __init__(self, classifier: nn.Module, train_images: Tensor, test_images: Tensor):
         self.classifier, self.train_images, self.test_images = classifier, train_images, test_images
         self.test_features = self.features(test_images)
-        # One real, unseen image in twenty is nearer than this to a training image.
+        # One in twenty test images is nearer than this to a training image.
         self.close = nearest(test_images, train_images, shared=True)[0].quantile(0.05)
 
     def features(self, images: Tensor) -> Tensor:
@@ -131,10 +132,10 @@ class Judge:
         return features(self.classifier, images, shared=True)
 
     def measure(self, images: Tensor, labels: Tensor | None = None) -> dict[str, float]:
-        """Return fd, kd, precision, recall and copying of uint8 images, and label_accuracy where labels are given.
+        """Return fd, kd, precision, recall and copying of uint8 images, and label_accuracy if labels are given.
 
-        `copying` is the share of images as near to a training image as only 5 % of the test images are: 0.05 for
-        images that are as new as those, 1 for copies.
+        `copying` is the share of images that are as near to a training image as the nearest 5 % of the test images:
+        0.05 for images as new as those, 1 for copies.
         """
         found = self.features(images)
         measures = self.distances(found)
@@ -149,33 +150,34 @@ class Judge:
         return {
             "fd": frechet_distance(found, self.test_features),
             "kd": kernel_distance(found, self.test_features),
-            "precision": covered(found, self.test_features),
-            "recall": covered(self.test_features, found),
+            "precision": share_inside(found, self.test_features),
+            "recall": share_inside(self.test_features, found),
         }
 
     def real(self, n: int, seed: int, labels: Tensor | None = None) -> Tensor:
-        """Return n random training images: given the labels (N,) of all of them, equal numbers of each kind."""
+        """Return n random training images; with the labels (N,) of all training images, equally many of each kind."""
         order = torch.randperm(len(self.train_images), generator=torch.Generator().manual_seed(seed))
         if labels is not None:
-            kinds = one_hot(labels.cpu()[order])
-            rank = (kinds * kinds.cumsum(dim=0)).sum(dim=1)  # 1 for the first of its kind, 2 for the second, ...
+            kinds, rank = labels.cpu()[order], torch.empty_like(order)
+            for kind in kinds.unique():  # 0 for the first of its kind, 1 for the second, ...
+                rank[kinds == kind] = torch.arange((kinds == kind).sum())
             order = order[rank.argsort(stable=True)]
         return self.train_images[order[:n].to(self.train_images.device)]
 
     def floor(self, n: int, seeds: Sequence[int] = (0, 1, 2), labels: Tensor | None = None) -> list[dict[str, float]]:
-        """Return what n training images, of `real`, score as samples, for each seed; copying is 0.05 by definition.
+        """Return the scores of n training images from `real` for each seed; copying is 0.05 by definition.
 
-        Samples drawn with equal numbers of each label need the floor of `labels`: it is lower, as the test images have
-        equal numbers of each kind, too.
+        Compare samples that have equally many of each kind with the floor for `labels`: it is lower, because the test
+        images have equally many of each kind, too.
         """
         found = (self.features(self.real(n, seed, labels)) for seed in seeds)
         return [self.distances(each) | {"copying": 0.05} for each in found]
 
     @torch.no_grad()
     def ceiling(self, n: int, vae: nn.Module, seeds: Sequence[int] = (0, 1, 2)) -> list[dict[str, float]]:
-        """Return what n random training images score once an autoencoder has been through them, once for each seed.
+        """Return the scores of n random training images that an autoencoder has encoded and decoded, for each seed.
 
-        No denoiser in its latent can be expected to do better. `squared_error` is the mean over pixels in [-1, 1].
+        No denoiser in its latent space can be expected to do better. `squared_error` is a mean over pixels in [-1, 1].
         """
         measures = []
         for seed in seeds:
@@ -187,6 +189,6 @@ class Judge:
 
 
 def mean_and_spread(measures: Sequence[dict[str, float]]) -> dict[str, tuple[float, float]]:
-    """Return mean and standard deviation over the seeds, by measure; the deviation is 0 for a single seed."""
+    """Return the mean and standard deviation over seeds of each measure; for a single seed the deviation is 0."""
     table = {name: torch.tensor([m[name] for m in measures], dtype=torch.float64) for name in measures[0]}
     return {name: (v.mean().item(), v.std().item() if len(v) > 1 else 0.0) for name, v in table.items()}

@@ -1,7 +1,7 @@
 """Figures in one style: fixed grey scale, labelled axes, colours that colour-blind readers can tell apart.
 
-Each function returns a matplotlib figure that a notebook shows when it is a cell's last line. Images are (N, 1, H, W),
-uint8 from 0 to 255 or floating point from -1 to 1; what lies outside is drawn black or white.
+Each function returns a matplotlib figure, which a notebook shows if it is the last value of a cell. Images are
+(N, 1, H, W), uint8 from 0 to 255 or floating point from -1 to 1; values outside are drawn black or white.
 """
 
 from collections.abc import Sequence
@@ -10,11 +10,12 @@ from itertools import cycle
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from einops import rearrange
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from fmdiff_helpers.tiling import tile
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe & Ito 2008
 STYLE = {
@@ -33,25 +34,8 @@ def new_figure(width: float, height: float, columns: int = 1) -> tuple[Figure, l
     """Return a figure in the style of the series with `columns` axes; width and height in inches."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, columns, figsize=(width, height), squeeze=False)
-    plt.close(figure)  # else a notebook draws it twice: as pyplot's open figure and as the cell's value
+    plt.close(figure)  # otherwise a notebook draws it twice: as pyplot's open figure and as the cell's value
     return figure, list(axes[0])
-
-
-def tile(images: Tensor, columns: int) -> Tensor:
-    """Lay images (N, 1, H, W) out in rows of `columns`, as one picture (rows * H, columns * W); N fills the rows."""
-    if images.ndim != 4 or images.shape[1] != 1 or columns < 1 or not len(images) or len(images) % columns:
-        raise ValueError(f"images are {tuple(images.shape)}; expected (N, 1, H, W), N a multiple of {columns} columns")
-    if images.dtype != torch.uint8 and not images.is_floating_point():
-        raise ValueError(f"images are {images.dtype}; expected uint8, 0 to 255, or floating point, -1 to 1")
-    return rearrange(images, "(r c) 1 h w -> (r h) (c w)", c=columns)
-
-
-def tile_with_gaps(images: Tensor, columns: int) -> tuple[np.ndarray, int, int]:
-    """Return the images as one picture, a white line after each, with the values of black and white."""
-    tile(images, columns)  # complains of the shape that the caller knows
-    black, white = (0, 255) if images.dtype == torch.uint8 else (-1, 1)
-    spaced = torch.nn.functional.pad(images.detach().float().cpu(), (0, 1, 0, 1), value=white)
-    return tile(spaced, columns).numpy(), black, white
 
 
 def image_grid(
@@ -61,8 +45,9 @@ def image_grid(
     row_labels: Sequence[str] = (),
     scale: int = 3,
 ) -> Figure:
-    """Draw images (N, 1, H, W) in rows of `columns`, a pixel as `scale` x `scale`, with labels for columns and rows."""
-    picture, black, white = tile_with_gaps(images, columns)
+    """Draw images (N, 1, H, W) in rows of `columns`, with labels; each pixel becomes `scale` x `scale` pixels."""
+    picture = tile(images.detach().cpu(), columns, gap=1).float().numpy()
+    black, white = (0, 255) if images.dtype == torch.uint8 else (-1, 1)
     rows = len(images) // columns
     if len(column_labels) not in (0, columns) or len(row_labels) not in (0, rows):
         found = f"{len(column_labels)} column labels and {len(row_labels)} row labels"
@@ -70,7 +55,7 @@ def image_grid(
     height, width = (size * scale / STYLE["figure.dpi"] for size in picture.shape)  # in inches
     left, top = 1.3 * bool(row_labels), 0.3 * bool(column_labels)
     figure, (axis,) = new_figure(left + width, top + height)
-    # Exactly this large: any other size makes some pixels wider than others.
+    # With any other size, some pixels would be wider than others.
     axis.set_position([left / (left + width), 0, width / (left + width), height / (top + height)])
     grey = {"cmap": "gray", "vmin": black, "vmax": white, "interpolation": "nearest"}
     axis.imshow(picture, extent=(0, columns, rows, 0), aspect="auto", **grey)
@@ -92,9 +77,9 @@ def curves(
     xscale: str = "linear",
     spreads: dict[str, Sequence] | None = None,
 ) -> Figure:
-    """Draw named lines, each the length of `x`, on one pair of axes; scales are "linear" or "log".
+    """Draw named lines, each as long as `x`, on one pair of axes; scales are "linear" or "log".
 
-    `spreads` holds the half-lengths of error bars, for each line or for some.
+    `spreads` maps the names of some or all lines to the half-lengths of their error bars.
     """
     figure, (axis,) = new_figure(7, 3.6)
     x = x.detach().cpu() if isinstance(x, Tensor) else x
@@ -109,10 +94,10 @@ def curves(
 
 
 def tradeoff(lines: dict[str, Sequence[tuple[float, float, str]]], xlabel: str, ylabel: str, floor: float) -> Figure:
-    """Draw named lines through points (x, y, label), both axes logarithmic, and what lies below `floor` in grey.
+    """Draw named lines through points (x, y, label) on logarithmic axes; the area below `floor` is grey.
 
-    Names that are the same up to a comma share a colour. The thick grey line joins the points that have none to their
-    left, or above them, that is as low.
+    Names that agree up to the first comma share a colour. The thick grey line is the Pareto front: the points that
+    no other point beats in both x and y.
     """
     figure, (axis,) = new_figure(10, 5.4)
     colors = {name: COLORS[k % len(COLORS)] for k, name in enumerate(dict.fromkeys(n.split(",")[0] for n in lines))}
@@ -134,7 +119,7 @@ def tradeoff(lines: dict[str, Sequence[tuple[float, float, str]]], xlabel: str, 
 
 
 def balls(real: Tensor, drawn: Tensor, radius: Tensor) -> Figure:
-    """Draw points (N, 2) that are real, the balls around them of `radius` (N,), and points (M, 2) that are drawn."""
+    """Draw real points (N, 2), the balls of `radius` (N,) around them, and generated points (M, 2)."""
     figure, (axis,) = new_figure(5, 5)
     for centre, reach in zip(real.tolist(), radius.tolist(), strict=True):
         axis.add_patch(plt.Circle(centre, reach, color=COLORS[0], alpha=0.12, linewidth=0))
@@ -146,7 +131,7 @@ def balls(real: Tensor, drawn: Tensor, radius: Tensor) -> Figure:
 
 
 def loss_curves(history: list[dict]) -> Figure:
-    """Draw the training loss of a history, as `train` reports it, and the validation loss where there is one."""
+    """Draw the training loss of a history, as `train` reports it, and its validation loss if there is one."""
     steps = [point["step"] for point in history]
     validation = [point["validation"]["loss"] if "validation" in point else np.nan for point in history]
     lines = {"training": [point.get("loss", np.nan) for point in history], "validation": validation}
@@ -154,9 +139,9 @@ def loss_curves(history: list[dict]) -> Figure:
 
 
 def schedule_curves(schedules: dict) -> Figure:
-    """Draw named schedules against progress: the share of the picture that is left, and the SNR in dB."""
+    """Draw named schedules against progress: how much of the picture is left, and the SNR in dB."""
     figure, (left, right) = new_figure(11, 3.8, columns=2)
-    dashes = ("-", "--", "-.", ":", (0, (6, 1)))  # so that equal schedules show both
+    dashes = ("-", "--", "-.", ":", (0, (6, 1)))  # so that both of two equal schedules are visible
     for (name, schedule), style in zip(schedules.items(), cycle(dashes), strict=False):
         progress = (torch.arange(schedule.T) + 1) / schedule.T
         left.plot(progress, schedule.signal_scale.cpu(), linestyle=style, label=name)
@@ -179,32 +164,39 @@ def histograms(
 ) -> Figure:
     """Draw densities of named values, the first one filled, and named Gaussians (mean, std), the last one black.
 
-    Without `gaussians` it is N(0, 1); {} draws none.
+    If `gaussians` is None, draw N(0, 1); if it is {}, draw none.
     """
     figure, (axis,) = new_figure(9, 3.4)
     edges = np.linspace(*limits, bins + 1)
     for k, (name, value) in enumerate(values.items()):
         look = {"histtype": "step", "linewidth": 1.5} if k else {"alpha": 0.4}
         value = value.detach().float().flatten().cpu().numpy()
-        weights = np.full(len(value), 1 / (len(value) * (edges[1] - edges[0])))  # counts those outside the limits too
+        weights = np.full(len(value), 1 / (len(value) * (edges[1] - edges[0])))  # values outside count, too
         axis.hist(value, edges, weights=weights, label=name, **look)
-    gaussians = {"N(0, 1)": (0, 1)} if gaussians is None else gaussians
-    for k, (name, (mean, std)) in enumerate(gaussians.items(), 1):
-        look = {"color": "black"} if k == len(gaussians) else {"linestyle": "--"}
-        axis.plot(edges, normal_density(edges, mean, std), label=name, **look)
+    plot_gaussians(axis, edges, {"N(0, 1)": (0, 1)} if gaussians is None else gaussians)
     axis.set(xlabel=xlabel, ylabel="density", title=title)
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 
+def plot_gaussians(axis: plt.Axes, x: np.ndarray, gaussians: dict[str, tuple[float, float]]) -> None:
+    """Plot the densities of named Gaussians (mean, std) at `x`: the last one black, the others dashed."""
+    for k, (name, (mean, std)) in enumerate(gaussians.items(), 1):
+        look = {"color": "black"} if k == len(gaussians) else {"linestyle": "--"}
+        axis.plot(x, normal_density(x, mean, std), label=name, **look)
+
+
 def class_clouds(points: Tensor, labels: Tensor, names: Sequence[str], size: float = 6) -> Figure:
-    """Draw points (N, 2) in ten colours, one for each label (N,), each kind's name near its median; size in inches."""
+    """Draw points (N, 2) in ten colours, one for each label (N,); size in inches.
+
+    The name of each kind stands near the median of its points.
+    """
     figure, (axis,) = new_figure(size, size)
     points, labels = points.cpu().numpy(), labels.cpu().numpy()
     axis.scatter(*points.T, c=labels, cmap="tab10", vmin=-0.5, vmax=9.5, s=4, linewidths=0)
     middles = np.stack([np.median(points[labels == kind], axis=0) for kind in range(len(names))])
     box = {"boxstyle": "round,pad=0.1", "facecolor": "white", "alpha": 0.7, "linewidth": 0}
-    # Names too, for readers who cannot tell ten colours apart; one that would hide another moves up.
+    # Names help readers who cannot tell ten colours apart. A name that would cover another moves up.
     wide, high = np.ptp(points, axis=0) * (1.4, 0.35) / size
     placed = []
     for kind in middles[:, 1].argsort():
@@ -218,9 +210,9 @@ def class_clouds(points: Tensor, labels: Tensor, names: Sequence[str], size: flo
 
 
 def class_distributions(points: Tensor, labels: Tensor, names: Sequence[str], xlabels: Sequence[str]) -> Figure:
-    """Draw how each of the d numbers of points (N, d) is distributed, kind by kind; a bar marks each median.
+    """Draw the distribution of each of the d numbers of points (N, d), kind by kind; a bar marks each median.
 
-    `labels` (N,) are the kinds, `names` theirs, and `xlabels` the d numbers' names.
+    `labels` (N,) are the kinds of the points, `names` the names of the kinds, `xlabels` those of the d numbers.
     """
     figure, axes = new_figure(3.5 * points.shape[1], 4, columns=points.shape[1])
     points, labels = points.cpu().numpy(), labels.cpu().numpy()
@@ -234,9 +226,9 @@ def class_distributions(points: Tensor, labels: Tensor, names: Sequence[str], xl
 
 
 def as_frame(figure: Figure, points: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Return a figure as uint8 (H, W, 3) in 64 colours, and where points (N, 2) of its axes lie in it: (N, 2) pixels.
+    """Return a figure as uint8 (H, W, 3) in 64 colours, and the pixels (N, 2) at which points (N, 2) of its axes lie.
 
-    For players: the figure is drawn once, and what moves is drawn on top.
+    Players draw the figure once, and draw moving parts on top.
     """
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
@@ -253,13 +245,13 @@ def normal_density(x: np.ndarray, mean: float = 0.0, std: float = 1.0) -> np.nda
 def histogram_frame(x: Tensor, height: int = 224) -> np.ndarray:
     """Draw the density of the values of `x` from -4 to 4 against N(0, 1), as uint8 (height, 300, 3).
 
-    For players, where a matplotlib figure would be too slow. Bars above a density of 0.8 are cut off there.
+    For players: a matplotlib figure would be too slow. Bars are cut off at a density of 0.8.
     """
-    width, top, scale = 300, 0.8, 2  # drawn twice as large and reduced, which smooths the edges
+    width, top, scale = 300, 0.8, 2  # drawn twice as large and then reduced: smooth edges
     W, H, foot = scale * width, scale * height, scale * 22
     edges = np.linspace(-4, 4, 41)
     counts, _ = np.histogram(x.detach().float().cpu().numpy(), edges)
-    density = counts / (max(1, x.numel()) * (edges[1] - edges[0]))  # counts those outside the limits too
+    density = counts / (max(1, x.numel()) * (edges[1] - edges[0]))  # values outside count, too
 
     def place(value, density):
         return (value + 4) / 8 * W, (H - foot) * (1 - min(density, top) / top)
@@ -278,7 +270,7 @@ def histogram_frame(x: Tensor, height: int = 224) -> np.ndarray:
 
 
 def label_frame(labels: Sequence[str], height: int = 56) -> np.ndarray:
-    """Write labels below each other, each in the middle of a row `height` pixels high, as uint8 (rows * height, W)."""
+    """Write each label into the middle of a row that is `height` pixels high, as uint8 (rows * height, W)."""
     font = ImageFont.load_default(height * 0.42)
     width = max(int(font.getlength(label)) for label in labels) + height // 4
     picture = Image.new("L", (width, height * len(labels)), 255)

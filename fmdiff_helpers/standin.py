@@ -1,7 +1,7 @@
 """A drawn stand-in for Fashion-MNIST, for notebooks that run without a network.
 
-It is a drawing, not data: ten kinds of garment built of a few soft-edged shapes, each with a random cut,
-size, brightness and cloth. What a model reaches on it means nothing for Fashion-MNIST.
+It draws ten kinds of garment from a few soft-edged shapes, with random cut, size, brightness and cloth. A model's
+results on it say nothing about Fashion-MNIST.
 """
 
 from itertools import pairwise
@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-# Shapes return how much of each pixel they cover, 0 to 1. They work in pixels: (0, 0) is the middle of the
-# picture, x runs to the right and y downwards. Any number may be a tensor (batch, 1, 1), a value per picture.
+# Each shape returns its cover: the share of each pixel that it covers, 0 to 1. Coordinates are in pixels: (0, 0) is the
+# middle of the picture, x runs right and y runs down. Any number may be a tensor (batch, 1, 1): a value per picture.
 
 
 def _inside(distance):
-    """Turn a signed distance to an outline into a cover whose edge is one pixel wide, hence grey."""
+    """Turn a signed distance to an outline into a cover; its edge is one pixel wide and grey."""
     return (0.5 - distance).clamp_(0, 1)
 
 
 def _profile(along, across, *knots):
-    """Fill |across| up to a half-width that runs straight from knot to knot, each (position, half-width)."""
+    """Fill |across| up to a half-width that is linear between knots, each (position, half-width)."""
     width = knots[0][1]
     for (start, before), (end, after) in pairwise(knots):
         width = torch.where(along > start, before + (after - before) * (along - start) / (end - start), width)
@@ -29,7 +29,7 @@ def _profile(along, across, *knots):
 
 
 def _band(x, y, *points):
-    """Join points, each (x, y, half-width), by straight bands with square ends."""
+    """Join points, each (x, y, half-width), with straight bands that have square ends."""
     pieces = []
     for (x0, y0, w0), (x1, y1, w1) in pairwise(points):
         length = ((x1 - x0) ** 2 + (y1 - y0) ** 2) ** 0.5
@@ -45,12 +45,12 @@ def _dome(x, y, wide, high):
     return _inside((((x / wide) ** 2 + (y / high) ** 2).sqrt() - 1) * (wide * high) ** 0.5) * _inside(y)
 
 
-# Garments. `pick(low, high)` draws one number per picture. A hole or a dark line multiplies by 1 - cover, and
-# a strength such as `pick(-1, 1).clamp(min=0)` leaves it out of half the pictures.
+# Garments. `pick(low, high)` draws one number per picture. A hole or a dark line multiplies by 1 - cover; with a
+# strength such as `pick(-1, 1).clamp(min=0)`, half of the pictures do not have it.
 
 
 def _top(x, y, pick, hem, wrist, neck):
-    """Join a body, two sleeves that end at the wrist, (x, y, half-width), and a round neckline."""
+    """Join a body, two sleeves down to the wrist (x, y, half-width), and a round neckline."""
     chest, armpit = pick(6, 7.2), pick(-6, -4)
     body = _profile(y, x, (-13, 3.5), (-11, chest), (armpit, chest - 0.6), (hem, pick(5.8, 7.8)))
     sleeve = _band(abs(x), y, (chest - 2, -9.5, 2.8), wrist)
@@ -99,10 +99,10 @@ def _coat(x, y, pick):
 
 def _sandal(x, y, pick):
     lift, thick = pick(0, 11), pick(0.8, 1.8)
-    y, heel = y + 4 - lift / 3, 9.5 - lift  # A flat sandal stands higher: Fashion-MNIST centres its pictures.
+    y, heel = y + 4 - lift / 3, 9.5 - lift  # A flat sandal is higher up: Fashion-MNIST centres its pictures.
     sole = _band(x, y, (-13, 9.5, thick), (-4, 9.5, thick), (11, heel, thick), (11, 11, pick(0.7, 2.2)))
     toes = _dome(x + 7, y - 9, pick(3.5, 6), pick(4, 7)) * (torch.sin(pick(1.2, 1.8) * (x + y / 2)) > -0.5)
-    instep = pick(-1, 1.2)  # A negative half-width leaves this strap out.
+    instep = pick(-1, 1.2)  # With a negative half-width, there is no such strap.
     straps = _band(x, y, (-6, 6, instep), (2, heel - 5, instep), (10.5, heel - 6, 0.9), (11, heel, 1.2))
     return torch.maximum(sole, torch.maximum(toes, straps))
 
@@ -116,7 +116,7 @@ def _shirt(x, y, pick):
 
 
 def _shoe(x, y, pick, sole, *upper):
-    """Stand an upper, (x, height) from the toe on the left to the heel, on a sole."""
+    """Put an upper, (x, height) from the toe on the left to the heel, on a sole."""
     welt = _profile(y, x, (sole - 2.4, 20), (sole - 1.8, 20))
     return _profile(x, y - sole, *upper) * _inside(y - sole) * (1 - pick(0.1, 0.8) * welt)
 
@@ -150,7 +150,7 @@ _KINDS = (_t_shirt, _trouser, _pullover, _dress, _coat, _sandal, _shirt, _sneake
 
 
 def _draw(label, count, rng):
-    """Cut `count` garments of one kind out of cloth, some of it shaded, striped, checked or blotted."""
+    """Draw `count` garments of one kind; some of their cloth is shaded, striped, checked or blotted."""
 
     def pick(low, high):
         return low + (high - low) * torch.rand(count, 1, 1, generator=rng)
@@ -168,9 +168,9 @@ def _draw(label, count, rng):
 def draw_garments(n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Draw `n` garments and their labels.
 
-    Returns the pictures, uint8 (n, 1, 28, 28) from 0 (the background) to 255, and the labels, int64 (n,) from
-    0 to 9 in Fashion-MNIST's order; each label comes n // 10 or n // 10 + 1 times, shuffled. The same `n` and
-    `seed` give the same result. Raises ValueError if `n` is not an integer of 0 or more.
+    Returns the pictures, uint8 (n, 1, 28, 28) from 0 (background) to 255, and the labels, int64 (n,) from 0 to 9 in
+    Fashion-MNIST's order, shuffled; each label occurs n // 10 or n // 10 + 1 times. The same `n` and `seed` give the
+    same result. Raises ValueError if `n` is not an integer of 0 or more.
     """
     if isinstance(n, bool) or not isinstance(n, int) or n < 0:
         raise ValueError(f"n is {n!r}; expected an integer of 0 or more")
@@ -178,6 +178,6 @@ def draw_garments(n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     labels = torch.randperm(n, generator=rng) % 10
     images = torch.empty(n, 1, 28, 28, dtype=torch.uint8)
     for label in range(10):
-        for part in (labels == label).nonzero()[:, 0].split(1000):  # Bounds the memory at work.
+        for part in (labels == label).nonzero()[:, 0].split(1000):  # to limit the memory in use
             images[part, 0] = (255 * _draw(label, len(part), rng)).round().to(torch.uint8)
     return images, labels

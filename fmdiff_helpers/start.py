@@ -17,16 +17,16 @@ ROOT = Path(__file__).parents[1]
 
 
 class Stop(Exception):
-    """End a cell with one sentence; IPython shows what `_render_traceback_` returns in place of a traceback."""
+    """End a cell with one sentence: IPython shows what `_render_traceback_` returns instead of a traceback."""
 
     def _render_traceback_(self) -> list[str]:
         return [str(self)]
 
 
 def unpack(root: Path) -> Path:
-    """Unpack the ZIP in which `root` lies, a path such as x.zip or x.zip/top, and return the folder that it became.
+    """Unpack the ZIP that holds `root`, a path such as x.zip or x.zip/top, and return the new folder for `root`.
 
-    Stop if the ZIP is damaged.
+    Raises Stop if the ZIP is damaged.
     """
     archive = next(path for path in (root, *root.parents) if path.is_file())
     folder = Path.cwd() / "fmdiff"  # Colab starts in /content
@@ -38,7 +38,7 @@ def unpack(root: Path) -> Path:
 
 
 def missing(project: Path) -> list[str]:
-    """Return the dependencies in a pyproject.toml that are not installed, in whatever version."""
+    """Return the dependencies in a pyproject.toml of which no version is installed."""
     names = []
     for line in tomllib.loads(project.read_text(encoding="utf-8"))["project"]["dependencies"]:
         name = re.match(r"[\w.-]+", line)[0]
@@ -50,16 +50,19 @@ def missing(project: Path) -> list[str]:
 
 
 def install(names: list[str]) -> None:
-    """Install packages without what they depend on: Colab's own torch, numpy and ipywidgets stay as they are."""
+    """Install packages without their dependencies, so that Colab's own torch, numpy and ipywidgets stay as they are.
+
+    Raises Stop if the installation fails.
+    """
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", *names]
     if names and subprocess.run(pip, capture_output=True).returncode:
         raise Stop(f"{', '.join(names)} could not be installed: connect to the network, and run this cell again.")
 
 
 def prepare() -> None:
-    """Prepare the lesson where this package lies, a folder or a ZIP; nothing to do but on Colab.
+    """Prepare a lesson on Colab, whether this package lies in a folder or in a ZIP; elsewhere do nothing.
 
-    Stop where the ZIP is damaged, or where a package is missing and the network, too.
+    Raises Stop if the ZIP is damaged, or if a package is missing and cannot be installed.
     """
     if "google.colab" not in sys.modules:
         return
@@ -68,8 +71,8 @@ def prepare() -> None:
         root = unpack(root)
         sys.path.insert(0, str(root))
         for name in [name for name in sys.modules if name.partition(".")[0] == "fmdiff_helpers"]:
-            del sys.modules[name]  # it came from the ZIP; from now on it comes from the folder
+            del sys.modules[name]  # loaded from the ZIP; from now on it comes from the folder
         importlib.invalidate_caches()
-    # JupyterLab is not among Colab's packages, and nobody needs it there.
+    # Colab does not have JupyterLab and does not need it.
     install([name for name in missing(root / "pyproject.toml") if name != "jupyterlab"])
     os.chdir(root / "notebooks")

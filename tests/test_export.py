@@ -1,4 +1,4 @@
-"""The claims of fmdiff_helpers.export: each pixel in its place, in files that are complete or not there."""
+"""fmdiff_helpers.export: each pixel in its place, in files that are complete or not there."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def pixels(picture: Image.Image) -> np.ndarray:
     return np.asarray(picture.convert("L"))
 
 
-def read_frames(path: Path) -> tuple[list[np.ndarray], list[int], int]:
+def read_frames(path: Path, kind: str) -> tuple[list[np.ndarray], list[int], int]:
     """Return an animation's frames, the milliseconds of each, and how often it is shown, 0 for without end."""
     frames, durations = [], []
     with Image.open(path) as animation:
@@ -27,11 +27,9 @@ def read_frames(path: Path) -> tuple[list[np.ndarray], list[int], int]:
             animation.seek(k)
             animation.load()
             frames.append(pixels(animation))
-            durations.append(animation.info["duration"])
-        return frames, durations, animation.info["loop"]
-
-
-# grid
+            durations.append(animation.info.get("duration"))
+        assert animation.format == kind
+        return frames, durations, animation.info.get("loop")
 
 
 SQUARES = [(1, 1, 1), (2, 1, 2), (4, 2, 2), (5, 2, 3), (9, 3, 3), (10, 3, 4), (12, 3, 4), (13, 4, 4), (100, 10, 10)]
@@ -61,9 +59,6 @@ def test_a_pixel_is_three_pixels_wide():
     assert grid(draw(5)).size == (3 * 29 * 3, 2 * 29 * 3)
 
 
-# save_images
-
-
 @pytest.mark.parametrize("columns", [None, 4])
 def test_a_png_holds_the_pixels_of_the_grid(tmp_path, columns):
     images = draw(5)
@@ -73,19 +68,15 @@ def test_a_png_holds_the_pixels_of_the_grid(tmp_path, columns):
         np.testing.assert_array_equal(pixels(picture), pixels(grid(images, columns)))
 
 
-def test_an_npz_holds_the_images_as_they_are(tmp_path):
-    images = draw(5, height=28, width=20)
-    save_images(tmp_path / "samples.npz", images)
+@pytest.mark.parametrize("labels", [None, [7, 0, 9]])
+def test_an_npz_holds_the_images_as_they_are_and_labels_where_there_are_some(tmp_path, labels):
+    images = draw(3, height=28, width=20)
+    save_images(tmp_path / "samples.npz", images, labels if labels is None else torch.tensor(labels))
     with np.load(tmp_path / "samples.npz") as arrays:
-        assert list(arrays) == ["images"]
-        assert arrays["images"].dtype == np.uint8 and arrays["images"].shape == (5, 28, 20)
-        np.testing.assert_array_equal(arrays["images"], images[:, 0].numpy())
-
-
-def test_an_npz_holds_the_labels_where_there_are_some(tmp_path):
-    save_images(tmp_path / "samples.npz", draw(3), torch.tensor([7, 0, 9]))
-    with np.load(tmp_path / "samples.npz") as arrays:
-        assert sorted(arrays) == ["images", "labels"] and arrays["labels"].tolist() == [7, 0, 9]
+        found = dict(arrays)
+    assert found["images"].dtype == np.uint8
+    np.testing.assert_array_equal(found.pop("images"), images[:, 0].numpy())
+    assert {name: array.tolist() for name, array in found.items()} == ({"labels": labels} if labels else {})
 
 
 def test_an_npz_of_plain_pictures_is_packed(tmp_path):
@@ -108,42 +99,29 @@ def test_names_stand_above_their_columns_and_the_grid_below_is_as_it_was(tmp_pat
             assert abs(ink.min() + ink.max() - column.shape[1]) < 6
 
 
-# save_animation
-
-
-@pytest.mark.parametrize("ending", [".gif", ".webp"])
-@pytest.mark.parametrize("columns", [None, 4])
-def test_an_animation_holds_each_frame_exactly_loops_and_rests_on_the_last(tmp_path, ending, columns):
-    frames = [draw(5, seed) for seed in range(4)]
-    save_animation(tmp_path / f"steps{ending}", frames, 120, columns)
-    found, durations, loop = read_frames(tmp_path / f"steps{ending}")
-    assert len(found) == 4 and durations == [120, 120, 120, 2000] and loop == 0
-    for picture, frame in zip(found, frames, strict=True):
-        np.testing.assert_array_equal(picture, pixels(grid(frame, columns)))
-
-
-@pytest.mark.parametrize("ending", [".gif", ".webp"])
-def test_an_animation_that_changes_in_places_keeps_the_rest(tmp_path, ending):
+def partly_changed() -> list[torch.Tensor]:
     frames = [torch.zeros(9, 1, 28, 28, dtype=torch.uint8)]
     for k in range(9):
         frames.append(frames[-1].clone())
         frames[-1][k] = draw(1, k)
-    save_animation(tmp_path / f"steps{ending}", frames)
-    found, durations, _ = read_frames(tmp_path / f"steps{ending}")
-    assert durations == [80] * 9 + [2000]
-    for picture, frame in zip(found, frames, strict=True):
-        np.testing.assert_array_equal(picture, pixels(grid(frame)))
+    return frames
+
+
+FILMS = {"changed": [draw(5, seed) for seed in range(4)], "changed in places": partly_changed(), "single": [draw(2)]}
 
 
 @pytest.mark.parametrize("ending, kind", [(".gif", "GIF"), (".webp", "WEBP")])
-def test_a_single_frame_is_an_animation_too(tmp_path, ending, kind):
-    save_animation(tmp_path / f"one{ending}", [draw(2)])
-    with Image.open(tmp_path / f"one{ending}") as picture:
-        assert picture.format == kind
-        np.testing.assert_array_equal(pixels(picture), pixels(grid(draw(2))))
-
-
-# All of them
+@pytest.mark.parametrize("film", FILMS)
+@pytest.mark.parametrize("given", [(), (120, 4)])
+def test_an_animation_holds_each_frame_exactly_loops_and_rests_on_the_last(tmp_path, ending, kind, film, given):
+    frames, path = FILMS[film], tmp_path / f"steps{ending}"
+    save_animation(path, frames, *given)
+    milliseconds, columns = given or (80, None)
+    found, durations, loop = read_frames(path, kind)
+    if len(frames) > 1:  # a single one is a plain picture
+        assert durations == [milliseconds] * (len(frames) - 1) + [2000] and loop == 0
+    for picture, frame in zip(found, frames, strict=True):
+        np.testing.assert_array_equal(picture, pixels(grid(frame, columns)))
 
 
 def save(path: Path, images: torch.Tensor) -> None:
@@ -157,19 +135,12 @@ every_ending = pytest.mark.parametrize("ending", [".png", ".npz", ".gif", ".webp
 
 
 @every_ending
-def test_the_file_has_the_name_it_was_given_and_no_other_is_left(tmp_path, ending):
-    path = tmp_path / "new" / "folder" / f"samples of v1.5{ending}"
-    save(path, draw(3))
-    assert list(path.parent.iterdir()) == [path]
-
-
-@every_ending
-def test_another_file_takes_the_place_of_the_first(tmp_path, ending):
-    path, other = tmp_path / f"samples{ending}", tmp_path / f"other{ending}"
+def test_a_file_has_the_name_it_was_given_takes_the_place_of_another_and_is_alone(tmp_path, ending):
+    path, other = tmp_path / "new" / f"samples of v1.5{ending}", tmp_path / f"other{ending}"
     save(path, draw(9))
     save(path, draw(3, seed=1))
     save(other, draw(3, seed=1))
-    assert path.read_bytes() == other.read_bytes() and len(list(tmp_path.iterdir())) == 2
+    assert path.read_bytes() == other.read_bytes() and list(path.parent.iterdir()) == [path]
 
 
 @every_ending

@@ -1,7 +1,7 @@
-"""The claims of fmdiff_helpers.metrics: distances as their formulas have them, shares counted by hand, copies found.
+"""fmdiff_helpers.metrics: distances agree with their formulas, shares with counts by hand, and copies are found.
 
-A claim about random draws is tested at 5 standard errors, and the draws are always the same. The judge of these tests
-is an untrained classifier, and its garments are drawn: what it says is compared with the same thing said otherwise.
+A claim about random draws is tested at 5 standard errors, and the draws are always the same. The judge here is an
+untrained classifier and its garments are drawn; its numbers are compared with the same numbers computed another way.
 """
 
 import math
@@ -16,12 +16,12 @@ from fmdiff_helpers.metrics import (
     Judge,
     accuracy,
     ball_radius,
-    covered,
     features,
     frechet_distance,
     kernel_distance,
     mean_and_spread,
     nearest,
+    share_inside,
     spread_within,
 )
 from fmdiff_helpers.models.classifier import Classifier
@@ -44,11 +44,6 @@ def whitened(seed: int, n: int, d: int) -> torch.Tensor:
 
 def column(*values: float) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)[:, None]
-
-
-def check_mean(values: list[float], expected: float) -> None:
-    values = torch.tensor(values, dtype=torch.float64)
-    assert abs(values.mean() - expected) < 5 * values.std() / len(values) ** 0.5
 
 
 def make_classifier() -> Classifier:
@@ -87,12 +82,6 @@ def test_features_are_those_of_the_classifier_in_float64(classifier, test_images
         assert_close(found, classifier.features(to_model(test_images)).double(), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 200])
-def test_features_do_not_depend_on_the_batch_size(classifier, test_images, batch_size):
-    expected = features(classifier, test_images)
-    assert_close(features(classifier, test_images, batch_size), expected, rtol=1e-5, atol=1e-6)
-
-
 @pytest.mark.parametrize("training", [True, False])
 def test_features_leave_the_classifier_in_the_mode_it_was(test_images, training):
     classifier = make_classifier().train(training)
@@ -124,31 +113,14 @@ def two_kinds(odd: int, even: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.tensor(rows).reshape(5, 1, 1, 2), torch.tensor([even, odd, even, odd, even])
 
 
-@pytest.mark.parametrize("odd, even", [(0, 1), (3, 8), (9, 0), (5, 4)])
+@pytest.mark.parametrize("odd, even", [(0, 1), (3, 8), (9, 0)])
 def test_the_spread_within_kinds_by_hand_whichever_of_the_ten_are_there(odd, even):
     """A mean over kinds, not over images: two of one kind count as much as three of the other."""
-    assert spread_within(*two_kinds(odd, even)) == pytest.approx(BY_HAND, rel=1e-6)
-
-
-def test_the_spread_of_one_kind_is_the_mean_of_its_pixels_standard_deviations():
-    x, y = two_kinds(3, 8)
-    assert spread_within(x[y == 8], y[y == 8]) == pytest.approx((1 + math.sqrt(3)) / 2, rel=1e-6)
-    assert spread_within(x[y == 3], y[y == 3]) == pytest.approx(math.sqrt(2), rel=1e-6)
-
-
-def test_kinds_that_differ_spread_nothing_where_the_images_of_each_are_identical():
-    y = torch.arange(10).repeat(3)
-    x = draw_garments(10, seed=5)[0][y].float()
-    assert len(x.unique(dim=0)) == 10 and spread_within(x, y) == 0
-    x[4, 0, 14, 14] += 1  # one pixel of one image of the ten kinds: the standard deviation of 0, 0, 1
-    assert spread_within(x, y) == pytest.approx(math.sqrt(1 / 3) / 28**2 / 10, rel=1e-4)
-
-
-def test_the_spread_is_as_wide_as_the_images_are_and_does_not_see_where_they_lie():
-    x, y = two_kinds(3, 8)
-    away = 50.0 * y.reshape(-1, 1, 1, 1)
-    assert spread_within(3 * x, y) == pytest.approx(3 * BY_HAND, rel=1e-6)
-    assert spread_within(x + away, y) == pytest.approx(BY_HAND, rel=1e-5)
+    x, y = two_kinds(odd, even)
+    assert spread_within(x, y) == pytest.approx(BY_HAND, rel=1e-6)
+    assert spread_within(x[y == odd], y[y == odd]) == pytest.approx(math.sqrt(2), rel=1e-6)
+    away = 50.0 * y.reshape(-1, 1, 1, 1)  # where a kind lies has no influence
+    assert spread_within(3 * x + away, y) == pytest.approx(3 * BY_HAND, rel=1e-5)
 
 
 # frechet_distance
@@ -157,18 +129,6 @@ def test_the_spread_is_as_wide_as_the_images_are_and_does_not_see_where_they_lie
 def test_frechet_distance_of_equal_sets_is_0():
     a = normal(0, 100, 5)
     assert_close(frechet_distance(a, a.flip(0)), 0.0, **CLOSE)
-
-
-def test_frechet_distance_of_a_shifted_set_is_the_square_of_the_shift():
-    a, shift = normal(0, 100, 3), torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
-    assert_close(frechet_distance(a, a + shift), 5.25, **CLOSE)
-
-
-def test_frechet_distance_of_a_set_that_is_wider_by_a_factor():
-    """Covariance C against 9 C: (1 - 3)^2 trace(C)."""
-    a = normal(0, 100, 4)
-    a = a - a.mean(0)
-    assert_close(frechet_distance(a, 3 * a), 4 * torch.cov(a.T).trace().item(), **CLOSE)
 
 
 def test_frechet_distance_where_the_covariances_commute_is_that_of_the_widths():
@@ -190,11 +150,6 @@ def test_frechet_distance_of_two_features_by_the_root_of_a_2x2_matrix():
     assert_close(frechet_distance(a, b), expected.item(), **CLOSE)
 
 
-def test_frechet_distance_is_symmetric():
-    a, b = normal(0, 60, 6), normal(1, 90, 6) @ normal(2, 6, 6) + 1
-    assert_close(frechet_distance(a, b), frechet_distance(b, a), **CLOSE)
-
-
 @pytest.mark.parametrize("mix", [torch.zeros(4, 2), torch.ones(4, 2), torch.arange(8.0).reshape(4, 2)])
 def test_frechet_distance_with_features_that_are_constant_or_follow_from_others(mix):
     """Their covariance has eigenvalues of 0, which rounding makes negative: no root of those may be taken."""
@@ -214,33 +169,21 @@ def test_frechet_distance_needs_more_images_than_features():
 # kernel_distance
 
 
-def test_kernel_distance_is_the_sum_over_all_pairs_of_different_images():
-    a, b = normal(0, 4, 3), normal(1, 5, 3) + 0.5
-
-    def mean_kernel(x, y, same):
-        pairs = [(i, j) for i in range(len(x)) for j in range(len(y)) if not (same and i == j)]
-        return sum((sum(p * q for p, q in zip(x[i], y[j], strict=True)) / 3 + 1) ** 3 for i, j in pairs) / len(pairs)
-
-    expected = mean_kernel(a, a, True) + mean_kernel(b, b, True) - 2 * mean_kernel(a, b, False)
-    assert_close(kernel_distance(a, b), expected.item(), **CLOSE)
-
-
-def test_kernel_distance_of_more_images_than_it_takes_at_once():
+def test_kernel_distance_is_the_mean_over_all_pairs_of_different_images():
+    """Of more images than it takes at once."""
     a, b = normal(0, 1001, 2), normal(1, 20, 2) + 1
     within = [((x @ x.T / 2 + 1).pow(3).fill_diagonal_(0).sum() / (len(x) * (len(x) - 1))) for x in (a, b)]
     assert_close(kernel_distance(a, b), (sum(within) - 2 * (a @ b.T / 2 + 1).pow(3).mean()).item(), **CLOSE)
 
 
-def test_kernel_distance_of_equal_sources_is_0_on_average():
-    check_mean([kernel_distance(normal(2 * k, 8, 3), normal(2 * k + 1, 12, 3)) for k in range(400)], 0)
-
-
 def test_kernel_distance_compares_the_first_three_moments():
     """With one feature it is 3 d1^2 + 3 d2^2 + d3^2, of the moments' differences: 1, 1, 4 for N(0, 1) and N(1, 1)."""
-    check_mean([kernel_distance(normal(2 * k, 40, 1), normal(2 * k + 1, 60, 1) + 1) for k in range(400)], 22)
+    found = [kernel_distance(normal(2 * k, 40, 1), normal(2 * k + 1, 60, 1) + 1) for k in range(400)]
+    found = torch.tensor(found, dtype=torch.float64)
+    assert abs(found.mean() - 22) < 5 * found.std() / len(found) ** 0.5
 
 
-# covered
+# share_inside
 
 
 @pytest.mark.parametrize(
@@ -253,21 +196,13 @@ def test_kernel_distance_compares_the_first_three_moments():
 )
 def test_a_ball_reaches_to_the_kth_neighbour_of_its_centre_not_counting_itself(k, inside, outside):
     support = column(0, 1, 10, 12, 13)
-    assert [covered(column(x), support, k) for x in inside] == [1.0] * len(inside)
-    assert [covered(column(x), support, k) for x in outside] == [0.0] * len(outside)
-    assert covered(column(*inside, *outside), support, k) == len(inside) / (len(inside) + len(outside))
+    assert [share_inside(column(x), support, k) for x in inside] == [1.0] * len(inside)
+    assert [share_inside(column(x), support, k) for x in outside] == [0.0] * len(outside)
+    assert share_inside(column(*inside, *outside), support, k) == len(inside) / (len(inside) + len(outside))
 
 
 def test_a_ball_holds_its_border():
-    assert covered(column(-1, 2, 3), column(0, 1), k=1) == pytest.approx(2 / 3)
-
-
-def test_a_ball_reaches_to_the_third_neighbour_unless_k_says_otherwise():
-    """The support is the corners of two unit squares, far apart; all radii are the diagonal, 1.414."""
-    square = torch.tensor([[0.0, 0], [1, 0], [0, 1], [1, 1]])
-    support = torch.cat([square, square + 10])
-    points = torch.tensor([[0.5, 0.5], [2.41, 1], [11, 12.41], [2.42, 1], [5, 5], [11, 12.42], [0, 10], [-1.1, -1.1]])
-    assert covered(points, support) == 3 / 8
+    assert share_inside(column(-1, 2, 3), column(0, 1), k=1) == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize("k, expected", [(1, [1, 1, 2, 4]), (2, [3, 2, 3, 6]), (3, [7, 6, 4, 7])])
@@ -278,39 +213,15 @@ def test_the_radius_of_a_ball_is_the_distance_to_the_kth_neighbour(k, expected):
         assert_close(ball_radius(column(0, 1, 3, 7)), found)
 
 
-def test_covered_goes_over_more_points_than_it_takes_at_once():
-    """Three far clusters of support; the points of the first two lie in it, those of the third between."""
-    support = torch.cat([normal(k, 700, 2) + 100 * k for k in range(3)])
-    points = torch.cat([support[:1400], normal(3, 700, 2) + 50])
-    assert covered(points, support) == pytest.approx(2 / 3)
-    assert covered(points.flip(0), support.flip(0)) == pytest.approx(2 / 3)
-
-
-def test_covered_agrees_with_all_distances_in_float64():
+def test_the_share_inside_agrees_with_all_distances_in_float64():
+    """Of more points than are compared at once, and with the third neighbour, as nothing else is said."""
     points, support = normal(0, 300, 6) * 1.5, normal(1, 200, 6)
     radius = (support[:, None] - support).norm(dim=2).sort(dim=1).values[:, 3]
     expected = ((points[:, None] - support).norm(dim=2) <= radius).any(dim=1).double().mean().item()
-    assert 0.2 < expected < 0.8 and covered(points, support) == pytest.approx(expected, abs=1 / 300)
+    assert 0.2 < expected < 0.8 and share_inside(points, support) == pytest.approx(expected, abs=1 / 300)
 
 
 # nearest
-
-
-def grey(*values: int) -> torch.Tensor:
-    """Return images of 2x3 pixels, each of one grey value."""
-    return torch.tensor(values, dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 2, 3).contiguous()
-
-
-def test_the_nearest_image_by_hand():
-    distance, index = nearest(grey(110, 0, 255, 140, 160), grey(200, 0, 100))
-    assert index.tolist() == [2, 1, 0, 2, 0]
-    assert_close(distance.double(), torch.tensor([10.0, 0, 55, 40, 40]).double(), rtol=1e-6, atol=1e-6)
-
-
-def test_the_distance_is_the_root_mean_square_of_the_pixels():
-    image = torch.tensor([[100, 101, 98], [100, 103, 104]], dtype=torch.uint8)[None, None]
-    distance, index = nearest(image, grey(0, 100, 200))
-    assert index.tolist() == [1] and distance.item() == pytest.approx(math.sqrt((1 + 4 + 9 + 16) / 6))
 
 
 def test_a_copy_is_found_and_is_at_distance_0(train_images):
@@ -338,17 +249,13 @@ def test_the_judge_says_what_each_measure_says_of_the_features(judge, classifier
     expected = {
         "fd": frechet_distance(found, real),
         "kd": kernel_distance(found, real),
-        "precision": covered(found, real),
-        "recall": covered(real, found),
+        "precision": share_inside(found, real),
+        "recall": share_inside(real, found),
         "copying": 1.0,
     }
     assert expected["precision"] != expected["recall"]
     assert list(measures) == list(expected)
     assert measures == pytest.approx(expected)
-
-
-def test_copies_are_copying(judge, train_images):
-    assert judge.measure(train_images[100:150])["copying"] == 1
 
 
 def test_copying_counts_each_image(judge, train_images):
@@ -365,23 +272,6 @@ def test_a_twentieth_of_the_test_images_is_copying(judge, test_images):
     assert measures["precision"] == measures["recall"] == 1
 
 
-def test_samples_of_few_kinds_lose_recall_and_little_precision(judge):
-    images, labels = draw_garments(1000, seed=3)
-    all_kinds, few_kinds = judge.measure(images[:200]), judge.measure(images[labels < 2])
-    assert few_kinds["recall"] < all_kinds["recall"] - 0.3
-    assert few_kinds["precision"] > all_kinds["precision"] - 0.1
-    assert few_kinds["fd"] > 3 * all_kinds["fd"]
-
-
-def test_noisy_samples_lose_precision(judge):
-    images = draw_garments(200, seed=3)[0]
-    noise = 100 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
-    noisy = (images + noise).clamp(0, 255).byte()
-    clean, spoilt = judge.measure(images), judge.measure(noisy)
-    assert spoilt["precision"] < clean["precision"] - 0.3
-    assert spoilt["fd"] > 3 * clean["fd"] and spoilt["kd"] > 3 * abs(clean["kd"])
-
-
 def test_label_accuracy_is_the_share_of_images_that_the_classifier_takes_for_their_label(judge, classifier):
     images = draw_garments(100, seed=4)[0]
     with torch.no_grad():
@@ -392,34 +282,16 @@ def test_label_accuracy_is_the_share_of_images_that_the_classifier_takes_for_the
     assert "label_accuracy" not in judge.measure(images)
 
 
-def test_the_floor_scores_training_images(judge, classifier, train_images):
-    """All 400 of them are the same 400 in any order."""
-    expected = judge.distances(features(classifier, train_images)) | {"copying": 0.05}
-    first, second = judge.floor(400, seeds=[0, 1])
-    assert first == pytest.approx(expected) and second == pytest.approx(expected)
-
-
-def test_the_floor_scores_n_images(judge):
-    with pytest.raises(ValueError, match="there are 12 and 200 images"):
-        judge.floor(12)
-
-
-def test_the_floor_of_a_seed_is_always_the_same_and_seeds_differ(judge):
+def test_the_floor_is_what_the_real_images_of_its_seeds_score(judge, classifier):
     before = torch.get_rng_state()
-    floor = judge.floor(100)
+    for labels in (None, torch.arange(400) // 300):
+        floor = judge.floor(100, labels=labels)
+        for seed, found in enumerate(floor):
+            expected = judge.distances(features(classifier, judge.real(100, seed, labels)))
+            assert found == expected | {"copying": 0.05}
+        assert len({measures["fd"] for measures in floor}) == len(floor) == 3
+        assert judge.floor(100, [2], labels) == floor[2:]
     assert torch.equal(before, torch.get_rng_state())
-    assert len(floor) == 3 and floor == judge.floor(100, seeds=[0, 1, 2])
-    assert judge.floor(100, seeds=[2]) == floor[2:]
-    assert len({measures["fd"] for measures in floor}) == 3
-    assert {measures["copying"] for measures in floor} == {0.05}
-
-
-def test_worse_samples_are_above_the_floor(judge):
-    noise = torch.randint(0, 256, (200, 1, 28, 28), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    measures = judge.measure(noise)
-    for floor in judge.floor(200):
-        assert measures["fd"] > 10 * floor["fd"] and measures["kd"] > 10 * abs(floor["kd"])
-        assert measures["precision"] < floor["precision"] and measures["recall"] < floor["recall"]
 
 
 def test_real_images_are_n_different_ones_of_the_training_images(judge, train_images):
@@ -450,17 +322,6 @@ def test_where_a_kind_has_too_few_images_all_of_them_are_real_images(judge, trai
     labels = torch.where(torch.arange(400) < 10, 1, 0)
     chosen = nearest(judge.real(100, 3, labels), train_images)[1]
     assert labels[chosen].bincount().tolist() == [90, 10]
-
-
-def test_the_floor_of_labels_is_what_as_many_of_each_kind_score(judge, classifier):
-    labels = torch.arange(400) // 300
-    for seed, found in zip((5, 6), judge.floor(150, [5, 6], labels), strict=True):
-        assert found == judge.distances(features(classifier, judge.real(150, seed, labels))) | {"copying": 0.05}
-
-
-def test_the_floor_is_what_the_real_images_of_its_seeds_score(judge, classifier):
-    for seed, found in zip((5, 6), judge.floor(150, seeds=[5, 6]), strict=True):
-        assert found == judge.distances(features(classifier, judge.real(150, seed))) | {"copying": 0.05}
 
 
 def autoencoder(through=lambda x: x) -> SimpleNamespace:
@@ -497,14 +358,6 @@ def test_an_autoencoder_that_makes_one_picture_of_everything_is_far_off(judge):
     assert bright[0]["squared_error"] == pytest.approx((pixels - 3).square().mean().item(), rel=1e-5)
 
 
-def test_an_autoencoder_that_blurs_is_above_the_floor(judge):
-    def blurred(x):
-        return torch.nn.functional.avg_pool2d(x, 5, stride=1, padding=2)
-
-    for floor, found in zip(judge.floor(200), judge.ceiling(200, autoencoder(blurred)), strict=True):
-        assert found["fd"] > 2 * floor["fd"] and found["squared_error"] > 0.01
-
-
 def test_an_autoencoder_sees_500_images_at_a_time(classifier, test_images):
     judge, vae = Judge(classifier, draw_garments(600, seed=5)[0], test_images), autoencoder()
     (found,) = judge.ceiling(600, vae, seeds=[0])
@@ -516,10 +369,7 @@ def test_an_autoencoder_sees_500_images_at_a_time(classifier, test_images):
 
 
 def test_mean_and_standard_deviation_over_the_seeds():
-    """The sample standard deviation: the squares of 2, 0 and 2 over 3 - 1."""
+    """The sample standard deviation: the squares of 2, 0 and 2 over 3 - 1. A single seed has none."""
     measures = [{"fd": 1.0, "recall": 0.5}, {"fd": 3.0, "recall": 0.5}, {"fd": 5.0, "recall": 0.5}]
     assert mean_and_spread(measures) == {"fd": (3.0, 2.0), "recall": (0.5, 0.0)}
-
-
-def test_a_single_seed_has_no_spread():
     assert mean_and_spread([{"fd": 1.5}]) == {"fd": (1.5, 0.0)}

@@ -25,7 +25,7 @@ def code_cells(nb):
 
 
 def tagged(nb, tag):
-    """The one cell with a tag."""
+    """The only cell with a tag."""
     (cell,) = [cell for cell in nb.cells if tag in tags(cell)]
     return cell
 
@@ -150,34 +150,56 @@ def test_notebook_is_small_and_names_no_machine(path):
     assert not re.search(r"/(home|root|work|tmp|Users)/|0x[0-9a-f]{8}", text)
 
 
-def binds_and_needs(source):
-    """The names that some source gives a value, and those that it needs to have one before."""
+def binds_and_needs(statements):
+    """The names to which statements give a value, and those that must have one before."""
     bound, needs = set(), set()
-    for statement in ast.parse(source).body:
-        symbols = symtable.symtable(ast.unparse(statement), "cell", "exec")
-        stores = {s.get_name() for s in symbols.get_symbols() if s.is_assigned() or s.is_imported()}
-        loads = {s.get_name() for s in symbols.get_symbols() if s.is_referenced()}
-        inner = symbols.get_children()
-        while inner:  # what functions look up when they are called
-            table = inner.pop()
-            loads |= {s.get_name() for s in table.get_symbols() if s.is_global()}
-            inner += table.get_children()
-        if isinstance(statement, ast.For | ast.With):  # its own names come first
-            first = ast.walk(statement.target if isinstance(statement, ast.For) else ast.Tuple(statement.items))
-            loads -= {node.id for node in first if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-        for node in ast.walk(statement):  # z[0] = 1 gives z another value, and needs the old one
-            if isinstance(node, ast.Subscript | ast.Attribute) and isinstance(node.ctx, ast.Store):
-                stores |= {name.id for name in ast.walk(node.value) if isinstance(name, ast.Name)}
+    for statement in statements:
+        stores, loads = names_of_block(statement) if hasattr(statement, "body") else names_of_line(statement)
         needs |= loads - bound
         bound |= stores
     return bound, needs
 
 
+def names_of_block(statement):
+    """`binds_and_needs` of an if, for or with: first its head, then each of its branches."""
+    if isinstance(statement, ast.FunctionDef | ast.ClassDef):
+        return names_of_line(statement)
+    if isinstance(statement, ast.For):
+        pairs = [(statement.target, statement.iter)]
+    elif isinstance(statement, ast.With):
+        pairs = [(item.optional_vars, item.context_expr) for item in statement.items]
+    else:
+        pairs = [(None, statement.test)]
+    head = [" = ".join(ast.unparse(part) for part in pair if part) for pair in pairs]
+    bound, needs = binds_and_needs(ast.parse("\n".join(head)).body)
+    branches = [binds_and_needs(branch) for branch in (statement.body, getattr(statement, "orelse", []))]
+    needs = needs.union(*(inside - bound for _, inside in branches))
+    return bound.union(*(inside for inside, _ in branches)), needs
+
+
+def names_of_line(statement):
+    """`binds_and_needs` of a statement without branches; a function needs what it looks up when it is called."""
+    symbols = symtable.symtable(ast.unparse(statement), "cell", "exec")
+    stores = {s.get_name() for s in symbols.get_symbols() if s.is_assigned() or s.is_imported()}
+    loads = {s.get_name() for s in symbols.get_symbols() if s.is_referenced()}
+    inner = symbols.get_children()
+    while inner:
+        table = inner.pop()
+        loads |= {s.get_name() for s in table.get_symbols() if s.is_global()}
+        inner += table.get_children()
+    for node in ast.walk(statement):  # z[0] = 1 and z += 1 give z another value, and need the old one
+        target = node.target if isinstance(node, ast.AugAssign) else node
+        if target is not node or (isinstance(node, ast.Subscript | ast.Attribute) and isinstance(node.ctx, ast.Store)):
+            changed = {name.id for name in ast.walk(target) if isinstance(name, ast.Name)}
+            stores, loads = stores | changed, loads | changed
+    return stores, loads
+
+
 def needed(cells, last):
-    """Of the code cells in order, those that `last` of them cannot do without."""
+    """Those of the code cells, in order, without which `last`, some of them, cannot run."""
     kept, missing = [], set()
     for cell in reversed(cells):
-        bound, needs = binds_and_needs(cell.source)
+        bound, needs = binds_and_needs(ast.parse(cell.source).body)
         if cell in last or bound & missing:
             kept.insert(0, cell)
             missing = missing - bound | needs
@@ -185,19 +207,22 @@ def needed(cells, last):
 
 
 def test_cells_that_others_need_are_kept_and_no_others():
-    sources = ["import a.b", "x = y = 0", "x = a.b", "y = x", "z = [1]", "z[0] = x"]  # the zeros are of no use
+    sources = ["import a.b", "x = y = 0", "x = a.b", "y = x", "z = [1]", "z[0] = x"]  # the zeros are not needed
     sources += ["def f(q):\n    z = q\n    return y + z", "for q in y:\n    print(q)", "print(z)", "f(1)"]
+    sources += ["if x:\n    q = 1\n    print(q)\nelse:\n    print(y)"]
+    sources += ["with z as q:\n    for k in q:\n        print(k)"]
+    sources += ["y += 1", "print(y)"]
     cells = [nbformat.v4.new_code_cell(source) for source in sources]
-    needs = {7: [0, 2, 3, 7], 8: [0, 2, 4, 5, 8], 9: [0, 2, 3, 6, 9]}
-    for last, expected in needs.items():
+    needs = {7: [0, 2, 3, 7], 8: [0, 2, 4, 5, 8], 9: [0, 2, 3, 6, 9], 10: [0, 2, 3, 10], 11: [0, 2, 4, 5, 11]}
+    for last, expected in (needs | {13: [0, 2, 3, 12, 13]}).items():
         assert [cells.index(cell) for cell in needed(cells, [cells[last]])] == expected
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda p: p.stem)
 def test_exercises_can_be_solved_as_the_solutions_say(path):
-    """Each solution replaces the empty cell above it; then every check must say that it is correct.
+    """Put each solution into the empty cell above it; then every check must print that it is correct.
 
-    Cells that no exercise needs are left out: nbmake runs all of them.
+    Cells that no exercise needs are left out here, because nbmake runs all cells.
     """
     nb = nbformat.read(path, as_version=4)
     solutions = [s for c in nb.cells for s in re.findall(r"<details>.*?```python\n(.*?)```", c.source, flags=re.S)]
@@ -208,7 +233,7 @@ def test_exercises_can_be_solved_as_the_solutions_say(path):
         cell.source = solution
     parameters = tagged(nb, "parameters")
     mock = parameters.metadata.get("nbmake", {}).get("mock", {})
-    mock |= {"epochs": 0} if "epochs" in mock else {}  # never trains: exercises are solved with the published networks
+    mock |= {"epochs": 0} if "epochs" in mock else {}  # no training: exercises use the published networks
     parameters.source += "".join(f"\n{name} = {value!r}" for name, value in mock.items())
     checks = [cell for cell in nb.cells if cell.cell_type == "code" and re.search(r"Exercise \{?\d", cell.source)]
     cells = code_cells(nb)

@@ -1,4 +1,4 @@
-"""The claims of fmdiff_helpers.plots: pictures show the numbers they were given, on one scale, and leave no trace."""
+"""fmdiff_helpers.plots and tiling: pictures show the numbers they are given, on one scale, and leave no trace."""
 
 from types import SimpleNamespace
 
@@ -26,10 +26,10 @@ from fmdiff_helpers.plots import (
     new_figure,
     normal_density,
     schedule_curves,
-    tile,
     tradeoff,
 )
 from fmdiff_helpers.schedules import Schedule, cosine_beta, linear_beta
+from fmdiff_helpers.tiling import tile
 
 IMAGES = torch.randint(0, 256, (6, 1, 5, 7), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 POINTS, KINDS = torch.tensor([[0.0, 0.0], [2.0, 0.0], [1.0, 9.0], [5.0, 8.0]]), torch.tensor([0, 0, 0, 1])
@@ -77,16 +77,14 @@ every_figure = pytest.mark.parametrize("make", EVERY_FIGURE.values(), ids=EVERY_
 
 
 @every_figure
-def test_a_figure_is_not_left_open_so_that_a_notebook_shows_it_once(make):
-    assert isinstance(make(), plt.Figure) and plt.get_fignums() == []
-
-
-@every_figure
-def test_a_figure_changes_no_setting_of_matplotlib_and_draws_no_random_number(make):
+def test_a_figure_is_closed_changes_no_setting_of_matplotlib_and_draws_no_random_number(make):
+    """A figure that is left open is shown twice by a notebook."""
     with plt.rc_context():
         plt.rcdefaults()  # what an earlier figure may have changed
+        plt.get_backend()  # chosen at its first use
         settings, rng = plt.rcParams.copy(), torch.get_rng_state()
-        drawn(make())
+        drawn(figure := make())
+        assert isinstance(figure, plt.Figure) and plt.get_fignums() == []
         assert plt.rcParams == settings and torch.equal(torch.get_rng_state(), rng)
 
 
@@ -106,34 +104,40 @@ def test_a_figure_looks_the_same_whatever_the_settings_of_the_reader(make):
 
 
 @pytest.mark.parametrize("columns", [1, 2, 3, 6])
-def test_tile_puts_image_k_in_row_k_div_columns_and_column_k_mod_columns(columns):
-    picture = tile(IMAGES, columns)
-    assert picture.shape == (6 // columns * 5, columns * 7) and picture.dtype == IMAGES.dtype
-    for k, image in enumerate(IMAGES):
+@pytest.mark.parametrize("gap", [0, 2])
+@pytest.mark.parametrize("images, white", [(IMAGES, 255), (to_model(IMAGES), 1)], ids=["uint8", "float"])
+def test_tile_puts_images_row_by_row_with_white_at_their_right_and_bottom(columns, gap, images, white):
+    picture = tile(images, columns, gap)
+    H, W = 5 + gap, 7 + gap
+    assert picture.shape == (6 // columns * H, columns * W) and picture.dtype == images.dtype
+    for k, image in enumerate(images):
         r, c = divmod(k, columns)
-        assert torch.equal(picture[5 * r : 5 * (r + 1), 7 * c : 7 * (c + 1)], image[0])
+        place = picture[H * r : H * (r + 1), W * c : W * (c + 1)]
+        assert torch.equal(place[:5, :7], image[0]) and (place[5:] == white).all() and (place[:, 7:] == white).all()
 
 
 RGB = IMAGES.expand(-1, 3, -1, -1)
+NO_GRIDS = [(IMAGES, 4), (IMAGES, 12), (IMAGES, 0), (IMAGES, -3), (IMAGES[:0], 2), (RGB, 3), (IMAGES[0], 1)]
 
 
-@pytest.mark.parametrize(
-    "images, columns",
-    [
-        (IMAGES, 4),
-        (IMAGES, 12),
-        (IMAGES, 0),
-        (IMAGES, -3),
-        (IMAGES[:0], 2),
-        (RGB, 3),
-        (IMAGES[:, 0], 3),
-        (IMAGES[0], 1),
-    ],
-)
+@pytest.mark.parametrize("images, columns", NO_GRIDS)
 @pytest.mark.parametrize("draw", [tile, image_grid])
 def test_images_that_fill_no_grid_are_an_error_with_their_shape(draw, images, columns):
     with pytest.raises(ValueError, match=rf"images are \({images.shape[0]}, .*a multiple of {columns} columns"):
         draw(images, columns)
+
+
+@pytest.mark.parametrize("draw", [tile, image_grid])
+def test_images_of_whole_numbers_are_an_error_with_their_type(draw):
+    with pytest.raises(ValueError, match=r"images are torch.int64; expected uint8, 0 to 255, or floating point"):
+        draw(IMAGES.long(), 3)
+
+
+@pytest.mark.parametrize("labels", [("ab", ""), ("", "abc"), ("abcd", "xy")])
+def test_labels_that_do_not_fit_are_an_error_with_their_numbers(labels):
+    found = f"{len(labels[0])} column labels and {len(labels[1])} row labels for 3 columns and 2 rows"
+    with pytest.raises(ValueError, match=found):
+        image_grid(IMAGES, 3, *labels)
 
 
 @pytest.mark.parametrize("draw", [lambda x: image_grid(x, 3), lambda x: histograms({"a": x}), histogram_frame])
@@ -190,14 +194,17 @@ def test_labels_stand_beside_their_columns_and_rows_in_order():
 # Lines
 
 
-def test_curves_draws_each_line_under_its_name():
+@pytest.mark.parametrize("spreads", [None, {}])
+def test_curves_draws_each_line_under_its_name_and_nothing_else(spreads):
     x, lines = [1, 2, 4], {"up": torch.tensor([0.0, 1.0, 2.0]), "down": torch.tensor([3.0, 2.0, 1.0])}
-    (axis,) = curves(x, lines, "steps", "loss").axes
+    (axis,) = curves(x, lines, "steps", "loss", spreads=spreads).axes
     assert [line.get_label() for line in axis.lines] == ["up", "down"]
     assert texts(axis.get_legend().get_texts()) == ["up", "down"]
     for line, y in zip(axis.lines, lines.values(), strict=True):
         assert_allclose(line.get_xydata(), np.stack([x, y], axis=1))
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("steps", "loss")
+    assert (axis.get_xscale(), axis.get_yscale()) == ("linear", "linear")
+    assert not axis.collections and not axis.patches
 
 
 def test_schedule_curves_draws_signal_and_SNR_against_progress():
@@ -219,20 +226,18 @@ def test_each_schedule_has_a_colour_of_its_own(count):
         assert [line.get_color() for line in axis.lines[:count]] == list(COLORS[:count])
 
 
-def test_loss_curves_draw_the_training_loss_at_each_point_and_the_validation_loss_where_there_is_one():
-    (axis,) = loss_curves(HISTORY).axes
+@pytest.mark.parametrize("length", [1, 2, 4])
+def test_loss_curves_draw_both_losses_where_there_are_some_logarithmic_over_even_steps(length):
+    figure = loss_curves(HISTORY[:length])
+    (axis,) = figure.axes
     lines = {line.get_label(): line for line in axis.lines}
     assert list(lines) == texts(axis.get_legend().get_texts()) == ["training", "validation"]
-    for line in lines.values():
-        assert_allclose(line.get_xdata(), [50, 100, 150, 180])
-    assert_allclose(lines["training"].get_ydata(), [0.8, 0.4, 0.1, 0.02], rtol=1e-6)
-    assert_allclose(lines["validation"].get_ydata(), [np.nan, 0.5, np.nan, 0.3], rtol=1e-6)
-
-
-def test_loss_curves_have_a_logarithmic_loss_over_even_steps():
-    (axis,) = loss_curves(HISTORY).axes
+    for name, y in {"training": [0.8, 0.4, 0.1, 0.02], "validation": [np.nan, 0.5, np.nan, 0.3]}.items():
+        assert_allclose(lines[name].get_xdata(), [50, 100, 150, 180][:length])
+        assert_allclose(lines[name].get_ydata(), y[:length], rtol=1e-6)
     assert (axis.get_yscale(), axis.get_xscale()) == ("log", "linear")
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("step", "loss")
+    assert len(drawn(figure)), "also before the first validation"
 
 
 def test_a_validation_loss_between_points_without_one_is_seen():
@@ -247,28 +252,20 @@ def test_a_validation_loss_between_points_without_one_is_seen():
 
 def test_loss_curves_of_a_training_stopped_before_its_first_point_show_its_validation():
     (axis,) = loss_curves([{"step": 0, "validation": {"loss": 0.5}}]).axes
-    assert [line.get_ydata()[0] for line in axis.lines][1] == 0.5
-
-
-@pytest.mark.parametrize("length", [1, 2, 3])
-def test_loss_curves_are_drawn_from_the_first_point_on(length):
-    """Also before the first validation, when there is none to draw."""
-    figure = loss_curves(HISTORY[:length])
-    training, validation = figure.axes[0].lines
-    assert len(drawn(figure)) and len(training.get_ydata()) == length
-    assert np.isfinite(validation.get_ydata()).tolist() == [False, True, False][:length]
+    assert axis.lines[1].get_ydata() == [0.5]
 
 
 # Densities
 
 
-@pytest.mark.parametrize("limits", [(-4, 4), (-1, 3)])
-def test_histograms_draws_each_density_the_first_filled_the_others_as_outlines(limits):
+@pytest.mark.parametrize("limits, bins", [((-4, 4), 80), ((-1, 3), 20)])
+def test_histograms_draws_each_density_the_first_filled_the_others_as_outlines(limits, bins):
     values = {"flat": torch.linspace(-1, 1, 10_001), "shifted": torch.linspace(1, 3, 10_001).reshape(73, 137)}
-    (axis,) = histograms(values, limits=limits, xlabel="x", title="title").axes
+    options = {} if bins == 80 else {"bins": bins}
+    (axis,) = histograms(values, limits=limits, xlabel="x", title="title", **options).axes
     filled, outline = axis.containers[0], axis.patches[-1].get_xy()
     x, heights = (np.array([getattr(bar, f"get_{what}")() for bar in filled]) for what in ("x", "height"))
-    edges = np.linspace(*limits, 81)
+    edges = np.linspace(*limits, bins + 1)
     assert_allclose(x, edges[:-1], atol=1e-9)
     middles = (edges[:-1] + edges[1:]) / 2
     assert_allclose(heights, np.where(np.abs(middles) < 1, 0.5, 0), atol=0.02)
@@ -288,46 +285,26 @@ def test_histograms_draws_the_named_gaussians_or_else_the_standard_one(gaussians
     assert set(texts(axis.get_legend().get_texts())) == {"flat", *expected}
 
 
-@pytest.mark.parametrize("bins", [4, 20])
-def test_histograms_has_as_many_bars_as_it_is_told(bins):
-    (axis,) = histograms({"flat": torch.linspace(-1, 1, 10_001)}, {}, (-1, 1), bins=bins).axes
-    bars = axis.containers[0]
-    assert len(bars) == bins
-    assert_allclose([bar.get_height() for bar in bars], 0.5, atol=0.01)
-
-
 # What is paid, and what for
 
 
 def test_tradeoff_draws_each_line_in_order_with_a_label_at_each_point():
     (axis,) = tradeoff(LINES, "seconds", "FD", 0.5).axes
-    assert (axis.get_xscale(), axis.get_yscale(), axis.get_xlabel(), axis.get_ylabel()) == (
-        "log",
-        "log",
-        "seconds",
-        "FD",
-    )
+    assert (axis.get_xscale(), axis.get_yscale()) == ("log", "log")
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("seconds", "FD")
     for line, (name, points) in zip(axis.lines, LINES.items(), strict=False):
         assert line.get_label() == name
         assert list(zip(*line.get_data(), strict=True)) == sorted((x, y) for x, y, _ in points)
     found = sorted((*label.xy, label.get_text()) for label in axis.texts)
     assert found == sorted(point for points in LINES.values() for point in points)
-
-
-def test_tradeoff_gives_variants_of_a_name_its_colour_and_another_look():
-    (axis,) = tradeoff(LINES, "x", "y", 0.5).axes
-    plain, other, variant = axis.lines[:3]
+    plain, other, variant = axis.lines[:3]  # a variant of a name has its colour and another look
     assert plain.get_color() == variant.get_color() != other.get_color()
     assert plain.get_linestyle() == other.get_linestyle() != variant.get_linestyle()
 
 
-def test_tradeoff_joins_the_points_that_nobody_beats_in_both():
+def test_tradeoff_draws_the_pareto_front_and_shades_what_lies_below_the_floor():
     (axis,) = tradeoff(LINES, "x", "y", 0.5).axes
     assert list(zip(*axis.lines[-1].get_data(), strict=True)) == [(2, 4), (4, 2), (8, 1), (16, 0.7)]
-
-
-def test_tradeoff_shades_what_lies_below_the_floor():
-    (axis,) = tradeoff(LINES, "x", "y", 0.5).axes
     (band,) = axis.patches
     assert_allclose(band.get_bbox().intervaly, [0.35, 0.5])
     assert_allclose(axis.get_ylim()[0], 0.35)
@@ -344,17 +321,12 @@ def test_balls_have_their_centres_and_radii():
     assert axis.get_aspect() == 1 and texts(axis.get_legend().get_texts()) == ["real", "drawn"]
 
 
-@pytest.mark.parametrize("mean, std", [(0, 1), (-1.5, 0.2), (3, 2.5)])
-def test_normal_density_is_the_normal_density(mean, std):
-    x = np.linspace(mean - 9 * std, mean + 9 * std, 2001)
-    density = normal_density(x, mean, std)
+@pytest.mark.parametrize("given", [(), (-1.5, 0.2), (3, 2.5)])
+def test_normal_density_is_the_normal_density_and_standard_unless_told_otherwise(given):
+    mean, std = given or (0.0, 1.0)
+    x = np.linspace(mean - 9 * std, mean + 9 * std, 201)
     expected = torch.distributions.Normal(torch.tensor(mean).double(), std).log_prob(torch.from_numpy(x)).exp()
-    assert_allclose(density, expected, rtol=1e-9)
-    assert_allclose(torch.trapezoid(torch.from_numpy(density), torch.from_numpy(x)), 1, rtol=1e-9)
-
-
-def test_normal_density_is_standard_unless_told_otherwise():
-    assert_allclose(normal_density(np.array([0.0, 1.0])), [0.3989423, 0.2419707], rtol=1e-6)
+    assert_allclose(normal_density(x, *given), expected, rtol=1e-9)
 
 
 FOOT = 22  # pixels below the bars, for the numbers
@@ -397,30 +369,23 @@ def test_bars_above_the_top_are_cut_off_there():
     assert heights[20] == 202 and np.count_nonzero(heights) == 1
 
 
-def test_values_outside_minus_4_to_4_do_not_raise_the_bars_inside():
-    x = torch.cat([torch.full((300_000,), 9.0), sample("uniform")])
-    assert_allclose(bar_heights(histogram_frame(x))[15:25], 202 * 0.125 / 0.8, atol=2)
-
-
 @pytest.mark.parametrize("x", [torch.full((9,), 9.0), torch.full((9,), float("nan"))], ids=["outside", "nan"])
 def test_where_no_value_is_inside_there_are_no_bars(x):
     assert bar_heights(histogram_frame(x)).max() == 0
 
 
-def test_a_histogram_frame_may_become_a_tensor():
-    torch.from_numpy(histogram_frame(torch.zeros(9)))  # with a warning, were it read-only
+def test_values_outside_minus_4_to_4_are_no_crash_and_count():
+    """300,000 of them are outside, and 100,000 inside: the bars are a quarter as high."""
+    outside = torch.tensor([-100.0, -4.001, 4.001, 1e30, float("inf"), -float("inf")]).repeat(50_000)
+    x = torch.cat([outside, sample("uniform")])
+    assert_allclose(bar_heights(histogram_frame(x))[15:25], 202 * 0.125 / 0.8, atol=2)
+    (axis,) = histograms({"a": x}).axes
+    assert_allclose([bar.get_height() for bar in axis.containers[0]][31:49], 0.125, atol=0.01)
 
 
-def test_values_outside_minus_4_to_4_are_no_crash():
-    outside = torch.tensor([-100.0, -4.001, 4.001, 1e30, float("inf"), -float("inf"), float("nan")])
-    frame = histogram_frame(torch.cat([outside, sample("uniform")]))
-    assert_allclose(bar_heights(frame), bar_heights(histogram_frame(sample("uniform"))), atol=1)
-    drawn(histograms({"a": torch.cat([outside, sample("uniform")])}))
-
-
-def test_the_same_values_give_the_same_frame():
+def test_a_histogram_frame_may_become_a_tensor_and_draws_no_random_number():
     before = torch.get_rng_state()
-    assert np.array_equal(histogram_frame(sample("normal")), histogram_frame(sample("normal")))
+    torch.from_numpy(histogram_frame(torch.zeros(9)))  # with a warning, were it read-only
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -436,11 +401,9 @@ def test_labels_stand_in_the_middle_of_their_rows_black_on_white():
 def test_curves_take_a_logarithmic_axis_in_both_directions():
     axis = curves([1, 10], {"a": [1, 100]}, "x", "y", yscale="log", xscale="log").axes[0]
     assert (axis.get_xscale(), axis.get_yscale()) == ("log", "log")
-    assert curves([1, 10], {"a": [1, 100]}, "x", "y").axes[0].get_xscale() == "linear"
 
 
-def test_spreads_are_bars_of_that_half_length_on_the_lines_they_are_named_for():
-    """In the colour of their line; the line and its name in the legend stay as they are."""
+def test_spreads_are_bars_of_that_half_length_in_the_colour_of_the_line_that_they_name():
     x, lines = [1, 2, 4], {"up": torch.tensor([1.0, 2.0, 3.0]), "bare": [4.0, 4.0, 4.0], "down": [9.0, 6.0, 5.0]}
     spreads = {"down": [0.5, 0.1, 2.0], "up": [0.2, 0.0, 0.3]}
     (axis,) = curves(x, lines, "steps", "loss", spreads=spreads).axes
@@ -452,12 +415,6 @@ def test_spreads_are_bars_of_that_half_length_on_the_lines_they_are_named_for():
         assert_allclose(bars.get_segments(), ends)
         assert to_rgb(bars.get_colors()[0]) == to_rgb(drawn_lines[name].get_color())
     assert texts(axis.get_legend().get_texts()) == list(lines)
-
-
-@pytest.mark.parametrize("spreads", [None, {}])
-def test_without_spreads_there_are_lines_and_nothing_else(spreads):
-    (axis,) = curves([1, 2], {"a": [1.0, 2.0], "b": [2.0, 1.0]}, "x", "y", spreads=spreads).axes
-    assert len(axis.lines) == 2 and not axis.collections and not axis.patches
 
 
 def test_a_cloud_has_its_points_and_its_name_at_their_median():

@@ -21,7 +21,8 @@ ALLOWED = {
     "start": set(),
     "standin": set(),
     "schedules": set(),
-    "plots": set(),
+    "tiling": set(),
+    "plots": {"tiling"},
     "data": {"standin"},
     "processes": set(),
     "diffusion": {"schedules"},
@@ -29,7 +30,7 @@ ALLOWED = {
     "guidance": {"diffusion", "schedules"},
     "samplers": {"diffusion", "processes", "schedules"},
     "checkpoints": {"models"},
-    "export": {"checkpoints"},
+    "export": {"checkpoints", "tiling"},
     "metrics": {"data", "processes"},
     "train": {"checkpoints", "data", "processes"},
     "recipes": {

@@ -13,7 +13,7 @@ from fmdiff_helpers.batching import this_process
 from fmdiff_helpers.checkpoints import load_pretrained
 from fmdiff_helpers.data import load_fashion_mnist, to_uint8
 from fmdiff_helpers.drawing import load_drawer
-from fmdiff_helpers.metrics import covered, features, frechet_distance, mean_and_spread
+from fmdiff_helpers.metrics import features, frechet_distance, mean_and_spread, share_inside
 from fmdiff_helpers.recipes import CARDS
 from fmdiff_helpers.train import keep_best
 from gpu_parts.loops import GOOD, LOOPS, begin, stepper, timed
@@ -59,8 +59,8 @@ def distances(found: Tensor, size: Size) -> dict[str, float]:
     return {
         "fd": frechet_distance(found, test),
         "fd_validation": frechet_distance(found, real_features("validation")),
-        "precision": covered(found.to(device), test.to(device)),
-        "recall": covered(test.to(device), found.to(device)),
+        "precision": share_inside(found.to(device), test.to(device)),
+        "recall": share_inside(test.to(device), found.to(device)),
     }
 
 
