@@ -1,13 +1,13 @@
 """Pretend that this machine has a GPU: tensors on the processor that say they are on `cuda:0` or `mps:0`.
 
-They keep the rules that a real device has, so that code which breaks one fails here, too:
-tensors of two devices do not mix, but for single numbers in pointwise operations; nor do generators and tensors;
-numpy sees none of them; a Mac's mps has no float64; the state of a GPU's random numbers is another than a CPU's.
-Values are a processor's: float32 stays float32, and mixed precision is what PyTorch does with it on a CPU. What only
-a GPU can show - speed, memory, its own rounding - is measured by benchmarks/gpu.py.
+They keep the rules of a real device, so that code which breaks a rule fails here, too: tensors of two devices do not
+mix, except for single numbers in pointwise operations; generators and tensors do not mix, either; NumPy cannot read
+them; a Mac's mps has no float64; the random state of a GPU is not that of a CPU. Values are those of the processor:
+float32 stays float32, and mixed precision does what PyTorch does on a CPU. What only a real GPU can show (speed,
+memory, rounding) is measured by benchmarks/gpu.py.
 
-`python tests/pretend.py KIND SCRIPT ARGUMENTS...` runs a script there; KIND is cuda-bf16, cuda-fp16 (a GPU without
-bf16, as Colab's T4) or mps. The whole process is changed, in one thread, until it ends.
+`python tests/pretend.py KIND SCRIPT ARGUMENTS...` runs a script in this way; KIND is cuda-bf16, cuda-fp16 (a GPU
+without bf16, such as Colab's T4) or mps. It changes the whole process, in one thread, until the process ends.
 """
 
 import runpy
@@ -22,9 +22,9 @@ from torch.utils._pytree import tree_map
 KINDS = ("cuda-bf16", "cuda-fp16", "mps")
 aten, WIDE = torch.ops.aten, (torch.float64, torch.complex128)
 DEVICE = None  # the pretended one; `install` sets it
-OWNERS = {}  # generators by their address, which is all of them that reaches an operation -> device
+OWNERS = {}  # address of a generator, which is all that an operation sees of it -> its device
 
-# These take arguments of both devices: copies do nothing else, and indices are brought to what they index.
+# These take arguments of both devices: copies must, and indices are brought to what they index.
 MIX = {aten.copy_.default, aten._to_copy.default, aten.set_.source_Tensor}
 INDEX = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
 HEAVY = {aten.convolution.default, aten.convolution_backward.default, aten.mm.default, aten.addmm.default}
@@ -62,7 +62,7 @@ class OnDevice(torch.Tensor):
     __array__ = numpy
 
     def tolist(self) -> list:
-        """Return the values: this is allowed."""
+        """Return the values, as a GPU's tensors may."""
         return self.held.detach().tolist()
 
     def untyped_storage(self) -> torch.UntypedStorage:
@@ -70,7 +70,7 @@ class OnDevice(torch.Tensor):
         return self.held.untyped_storage()
 
     def quantile(self, q: object, *args, **kwargs) -> torch.Tensor:
-        """Do what Tensor.quantile does, whose C++ would make its own numbers on the processor."""
+        """Do what Tensor.quantile does; its C++ code would create tensors on the processor."""
         return OnDevice(self.held.quantile(q, *args, **kwargs))
 
     def new_tensor(self, values: object, dtype: torch.dtype | None = None) -> torch.Tensor:
@@ -115,7 +115,7 @@ def move(self: torch.Tensor, *args, **kwargs) -> torch.Tensor:
     changes = {"memory_format": layout} if layout is not None else {}
     here = isinstance(self, OnDevice)
     there = here if device is None else pretended(device)
-    if here and not there:  # first away, so that a Mac's float32 becomes float64 on the processor
+    if here and not there:  # first to the processor, where a Mac's float32 may become float64
         self = Away.apply(self)
     if changes or copy or dtype not in (None, self.dtype):
         self = real_to(self, dtype or self.dtype, copy=copy, **changes)
@@ -123,7 +123,7 @@ def move(self: torch.Tensor, *args, **kwargs) -> torch.Tensor:
 
 
 def check(out: object) -> object:
-    """Return an operation's results, or raise where the device has no such numbers."""
+    """Return an operation's results, or raise TypeError if the device does not have their type."""
     if DEVICE.type == "mps" and any(each.dtype in WIDE for each in tensors_of((out,))):
         raise TypeError(
             "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64. "
@@ -133,7 +133,7 @@ def check(out: object) -> object:
 
 
 def each_of(change, values: object) -> object:
-    """Return an operation's arguments or results, tensors and lists of tensors among them, with each changed."""
+    """Apply `change` to each of an operation's arguments or results, also inside lists, and return all."""
     if isinstance(values, list | tuple):
         return type(values)([each_of(change, value) for value in values])
     return change(values)
@@ -147,7 +147,7 @@ def tensors_of(args: tuple) -> list[torch.Tensor]:
 
 
 def refuse_mixing(func, args: tuple, tensors: list[torch.Tensor]) -> None:
-    """Raise RuntimeError where an operation has tensors of both devices."""
+    """Raise RuntimeError if an operation gets tensors of both devices."""
     if func in INDEX and isinstance(args[0], OnDevice):
         tensors = tensors_of((args[0], *args[2:]))
     elif func in INDEX:
@@ -158,7 +158,7 @@ def refuse_mixing(func, args: tuple, tensors: list[torch.Tensor]) -> None:
 
 
 def refuse_generator(func, generator: torch.Generator, there: bool) -> None:
-    """Raise RuntimeError where an operation on one device takes its random numbers from the other."""
+    """Raise RuntimeError if an operation on one device uses a generator of the other."""
     owner = OWNERS.get(generator._cdata, torch.device("cpu"))
     if pretended(owner) != there:
         expected = DEVICE if there else "cpu"
@@ -166,7 +166,7 @@ def refuse_generator(func, generator: torch.Generator, there: bool) -> None:
 
 
 def in_float32(func, args: tuple, kwargs: dict) -> object:
-    """Do an operation in float32 and round its results, as a GPU does inside; a CPU's fp16 is fifty times slower."""
+    """Do an operation in float32 and round its results, as a GPU does; in fp16 a CPU is fifty times slower."""
     low = {each.dtype for each in tensors_of(args)} & {torch.half, torch.bfloat16}
 
     def change(values: object, old: torch.dtype, new: torch.dtype) -> object:
@@ -178,15 +178,15 @@ def in_float32(func, args: tuple, kwargs: dict) -> object:
 
 
 def operate(func, args: tuple, kwargs: dict) -> object:
-    """Do an operation on the values, and say that its results are where a real one would leave them."""
+    """Do an operation on the values; its results are on the device where a real one would leave them."""
     if func is aten._fused_sdp_choice.default:
-        return 0  # attention by its formula: the other ways are those of real devices
+        return 0  # attention by its formula: the other implementations need a real device
     given = (args, tuple(kwargs.values()))
     tensors = tensors_of(given)
     there = any(isinstance(each, OnDevice) for each in tensors)
     if there and func not in MIX and not all(isinstance(each, OnDevice) for each in tensors):
         refuse_mixing(func, args, tensors)
-    # PyTorch's own C++ takes our tensors for the processor's, and says so when it makes others like them.
+    # PyTorch's C++ code believes that our tensors are the processor's, and names it when it creates others.
     there = there or pretended(kwargs.get("device"))
     if kwargs.get("generator") is not None:
         refuse_generator(func, kwargs["generator"], there)
@@ -196,7 +196,7 @@ def operate(func, args: tuple, kwargs: dict) -> object:
         named |= {"device": torch.device("cpu")} | ({"pin_memory": False} if "pin_memory" in named else {})
     out = in_float32(func, here, named) if func in HEAVY else func(*here, **named)
     if func._schema.is_mutable and not any(value.alias_info is None for value in func._schema.returns):
-        first = kwargs["out"] if "out" in kwargs else args[0]  # in place: what is returned is what went in
+        first = kwargs["out"] if "out" in kwargs else args[0]  # in place: the result is the argument
         if out is not None and out.shape != first.shape:
             raise NotImplementedError(f"{func} changes a shape in place; do it another way, or add it to {__file__}")
         return first if out is not None else None
@@ -204,7 +204,7 @@ def operate(func, args: tuple, kwargs: dict) -> object:
 
 
 def grouped(group) -> object:
-    """Return a function of C++, which takes our tensors for the processor's, as one that names their device."""
+    """Return a function of C++, which believes that our tensors are the processor's, as one that names our device."""
 
     def group_by_device(*args, **kwargs) -> dict:
         def place(lists: list) -> torch.device:
@@ -216,7 +216,7 @@ def grouped(group) -> object:
 
 
 def from_values(make) -> object:
-    """Return `make`, torch.tensor for example, as one that makes its tensor here and then brings it there."""
+    """Return `make`, for example torch.tensor, as a function that makes its tensor here and then moves it there."""
 
     def made(*args, device: torch.device | str | None = None, **kwargs) -> torch.Tensor:
         return make(*args, **kwargs) if device is None else make(*args, **kwargs).to(device)
@@ -225,7 +225,7 @@ def from_values(make) -> object:
 
 
 class Everywhere(TorchDispatchMode):
-    """See also operations whose arguments name the device, as torch.zeros(3, device="cuda")."""
+    """Catch operations without tensors, such as torch.zeros(3, device="cuda"), too."""
 
     _should_skip_dynamo = classmethod(lambda cls: False)  # no compiler around each operation
 
@@ -235,7 +235,7 @@ class Everywhere(TorchDispatchMode):
 
 
 class Generator(real_generator):
-    """A source of random numbers that knows whose it is."""
+    """A source of random numbers that knows its device."""
 
     def __new__(cls, device: torch.device | str = "cpu"):
         """Make one; its numbers come from the processor."""
@@ -247,14 +247,14 @@ class Generator(real_generator):
 
 
 class Autocast(torch.autocast):
-    """Mixed precision by the processor's lists of operations."""
+    """Mixed precision, with the lists of operations of the processor."""
 
     def __init__(self, device_type: str, *args, **kwargs):
         super().__init__("cpu" if device_type == DEVICE.type else device_type, *args, **kwargs)
 
 
 def move_module(self: torch.nn.Module, *args, **kwargs) -> torch.nn.Module:
-    """Do what Module.to does; a module that is there stays as it is, for its optimizer knows its parameters."""
+    """Do what Module.to does; a module on the device stays as it is, because its optimizer holds its parameters."""
     device, dtype, _, layout = torch._C._nn._parse_to(*args, **kwargs)
     tensors = [*self.parameters(), *self.buffers()]
     there = all(isinstance(each, OnDevice) for each in tensors)
@@ -263,7 +263,7 @@ def move_module(self: torch.nn.Module, *args, **kwargs) -> torch.nn.Module:
 
 
 def written(save) -> object:
-    """Return `save`, torch.save for example, as one that gets tensors on the processor."""
+    """Return `save`, for example torch.save, as a function that gets tensors on the processor."""
 
     def save_held(value: object, *args, **kwargs) -> object:
         held = tree_map(lambda each: each.held.detach() if isinstance(each, OnDevice) else each, value)
@@ -275,13 +275,13 @@ def written(save) -> object:
 def install(kind: str) -> None:
     """Change PyTorch in this process, for good."""
     global DEVICE
-    import torch._dynamo  # each optimizer loads it, and it looks closely at what is changed below
+    import torch._dynamo  # optimizers load it later, and it would notice what is changed below
 
     DEVICE = torch.device(kind.partition("-")[0], 0)
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     torch.Tensor.to, torch.nn.Module.to, torch.Generator = move, move_module, Generator
     torch.save, safetensors.torch.save = written(torch.save), written(safetensors.torch.save)
-    torch.tensor, torch.as_tensor, torch.asarray = map(from_values, (torch.tensor, torch.as_tensor, torch.asarray))
+    torch.tensor, torch.as_tensor = from_values(torch.tensor), from_values(torch.as_tensor)
     for name in ("torch.optim.optimizer", "torch.nn.utils.clip_grad"):
         module = import_module(name)
         module._group_tensors_by_device_and_dtype = grouped(module._group_tensors_by_device_and_dtype)
@@ -293,14 +293,7 @@ def install(kind: str) -> None:
         if hasattr(torch.optim.Optimizer, check_of_graphs):
             setattr(torch.optim.Optimizer, check_of_graphs, lambda self: None)
     if DEVICE.type == "cuda":
-        cuda = torch.cuda
-        cuda.is_available = cuda.is_initialized = lambda: True
-        cuda.device_count, cuda.current_device = (lambda: 1), (lambda: 0)
-        cuda.is_bf16_supported = lambda including_emulation=True: including_emulation or kind == "cuda-bf16"
-        cuda.get_device_name, cuda.get_device_capability = (lambda *a: "a pretended GPU"), (lambda *a: (9, 0))
-        cuda.get_rng_state_all, cuda.set_rng_state_all = (lambda: [torch.zeros(16, dtype=torch.uint8)]), take_state
-        cuda._lazy_init = cuda.set_device = cuda.synchronize = cuda.manual_seed_all = lambda *args: None
-        cuda.is_current_stream_capturing = lambda: False
+        install_cuda(bf16=kind == "cuda-bf16")
     else:
         torch.mps.manual_seed = lambda seed: None
     from accelerate import PartialState
@@ -310,8 +303,20 @@ def install(kind: str) -> None:
     Everywhere().__enter__()
 
 
+def install_cuda(bf16: bool) -> None:
+    """Let torch.cuda report one GPU, with or without bf16."""
+    cuda = torch.cuda
+    cuda.is_available = cuda.is_initialized = lambda: True
+    cuda.device_count, cuda.current_device = (lambda: 1), (lambda: 0)
+    cuda.is_bf16_supported = lambda including_emulation=True: including_emulation or bf16
+    cuda.get_device_name, cuda.get_device_capability = (lambda *a: "a pretended GPU"), (lambda *a: (9, 0))
+    cuda.get_rng_state_all, cuda.set_rng_state_all = (lambda: [torch.zeros(16, dtype=torch.uint8)]), take_state
+    cuda._lazy_init = cuda.set_device = cuda.synchronize = cuda.manual_seed_all = lambda *args: None
+    cuda.is_current_stream_capturing = lambda: False
+
+
 def take_state(states: list[torch.Tensor]) -> None:
-    """Do what torch.cuda.set_rng_state_all does."""
+    """Do what torch.cuda.set_rng_state_all does: refuse a state of another size."""
     if [len(state) for state in states] != [16]:
         raise RuntimeError(f"RNG state is wrong size: {[len(state) for state in states]}")
 

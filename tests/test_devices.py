@@ -1,7 +1,7 @@
-"""Every network on every device: on a pretended GPU with bf16, one with fp16 and its scaler, and a pretended Mac's mps.
+"""Every network on every device: a pretended GPU with bf16, one with fp16 and its scaler, a pretended Mac's mps.
 
-In a process of its own (pretend.py), each network trains two steps, stops, goes on, goes on where the processor has
-stopped, draws, and is measured. A test marked `gpu` does what it can on a real one.
+In another process (pretend.py), each network trains two steps, stops, resumes, resumes from a checkpoint of the
+processor, draws samples, and is measured. The test marked `gpu` does this on a real GPU.
 """
 
 import json

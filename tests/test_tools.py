@@ -2,6 +2,7 @@
 
 import base64
 import io
+import runpy
 import shutil
 import subprocess
 import sys
@@ -58,13 +59,9 @@ def test_normal_form_keeps_what_a_reader_sees_and_nothing_that_changes(executed)
     assert text.text == "1"
     assert executed.metadata.keys() == {"kernelspec", "language_info", "fmdiff"}
     assert executed.metadata.kernelspec.name == "python3"
-
-
-def test_normal_form_is_final(executed):
-    normalise(executed)
     once = nbformat.writes(executed)
     normalise(executed)
-    assert nbformat.writes(executed) == once
+    assert nbformat.writes(executed) == once, "the normal form is final"
 
 
 def test_the_stamp_sees_code_but_no_text_and_no_setup_cell(executed):
@@ -76,16 +73,13 @@ def test_the_stamp_sees_code_but_no_text_and_no_setup_cell(executed):
     assert code_hash(executed) != before
 
 
-def test_a_grey_picture_stays_as_it_is_and_becomes_smaller():
+def test_a_grey_picture_stays_as_it_is_and_becomes_smaller_and_a_coloured_one_keeps_its_colours():
     grey = Image.effect_noise((60, 60), 80)
     picture = png(grey.convert("RGBA"))
     smaller = shrink_png(picture)
     assert opened(smaller).tobytes() == grey.tobytes() and len(smaller) < len(picture)
-
-
-def test_a_coloured_picture_keeps_its_colours():
-    picture = Image.new("RGB", (8, 8), "#0072B2")
-    assert opened(shrink_png(png(picture))).convert("RGB").getpixel((0, 0)) == (0, 0x72, 0xB2)
+    blue = shrink_png(png(Image.new("RGB", (8, 8), "#0072B2")))
+    assert opened(blue).convert("RGB").getpixel((0, 0)) == (0, 0x72, 0xB2)
 
 
 @pytest.fixture
@@ -121,10 +115,11 @@ def test_an_address_goes_into_badges_and_setup_cells_and_out_again(copy):
 
 
 @pytest.mark.parametrize("address", ["ada", "../..", "ada/diffusion/x", "https://x.org/ada/diffusion"])
-def test_what_is_no_address_is_refused_by_value(address):
-    run = [sys.executable, ROOT / "tools" / "colab.py", address]
-    result = subprocess.run(run, capture_output=True, text=True)
-    assert result.returncode == 1 and address in result.stderr and "OWNER/NAME" in result.stderr
+def test_what_is_no_address_is_refused_by_value(monkeypatch, address):
+    monkeypatch.setattr(sys, "argv", ["colab.py", address])
+    with pytest.raises(SystemExit, match="expected one argument, OWNER/NAME") as stop:
+        runpy.run_path(ROOT / "tools" / "colab.py", run_name="__main__")
+    assert address in str(stop.value)
 
 
 def test_the_text_of_a_notebook_is_its_source_without_outputs():
@@ -137,7 +132,6 @@ def test_the_text_of_a_notebook_is_its_source_without_outputs():
 def trained(tmp_path, monkeypatch):
     """Return a function that writes a network as a training on some data leaves it, and publishes it."""
     monkeypatch.setattr(publish, "PUBLISHED", tmp_path / "published")
-    (tmp_path / "measures.json").write_text('{"fd": [2.0, 0.1]}')
 
     def write_and_publish(data):
         card = upgrade({"network": "classifier.Classifier", "arguments": {"width": 2}, "data": data})
@@ -147,17 +141,12 @@ def trained(tmp_path, monkeypatch):
     return write_and_publish
 
 
-def test_a_network_is_published_with_what_it_measured(trained):
-    card = read_card(trained("Fashion-MNIST, training split").parent / "small")
-    assert card["measures"] == {"fd": [2.0, 0.1]} and card["command"] == "fmdiff train small"
-    assert card["data"] == "Fashion-MNIST, training split" and card["torch"] and card["version"]
-
-
-def test_weights_that_replace_others_remember_what_those_measured(trained, tmp_path):
+def test_a_network_is_published_with_what_it_and_those_before_it_measured(trained, tmp_path):
     for fd in (3.0, 2.0, 1.0):
         (tmp_path / "measures.json").write_text(f'{{"fd": [{fd}, 0.1]}}')
         card = read_card(trained("Fashion-MNIST, training split").parent / "small")
-    assert card["measures"] == {"fd": [1.0, 0.1]}
+    assert card["measures"] == {"fd": [1.0, 0.1]} and card["command"] == "fmdiff train small"
+    assert card["data"] == "Fashion-MNIST, training split" and card["torch"] and card["version"]
     assert [each["measures"]["fd"][0] for each in card["earlier"]] == [3.0, 2.0]
     assert card["earlier"][0]["arguments"] == {"width": 2} and "earlier" not in card["earlier"][1]
 
