@@ -1,4 +1,4 @@
-"""A newcomer's first minutes, in a real JupyterLab: open a lesson, run it, move the sliders, look at the pixels."""
+"""A reader's first minutes in a real JupyterLab: open a lesson, run it, move the sliders, look at the pixels."""
 
 import contextlib
 import json
@@ -21,6 +21,7 @@ from browser import (
 from nbconvert import HTMLExporter
 from test_notebooks import code_cells, needed
 
+FILMS = {"01": 3, "02": 2, "03": 1, "04": 2, "05": 2, "06": 1, "07": 2, "08": 1}  # Filmstrips in a saved lesson
 LESSONS = {path.name[:2]: path for path in (Path(__file__).parents[1] / "notebooks").glob("*.ipynb")}
 
 pytestmark = [
@@ -35,12 +36,19 @@ def pixels(locator):
 
 
 def check_changes(page, picture, before, seconds=60):
-    """The picture becomes another than `before`: soon, or where a network draws it, when that is done."""
+    """The picture becomes another than `before`; where a network draws it, this takes a while."""
     for _ in range(5 * seconds):
         if pixels(picture) != before:
             return
         page.wait_for_timeout(200)
     raise AssertionError(f"the picture was still the same after {seconds} s")
+
+
+def check_choice(page, root, control, choice, picture):
+    """Another choice in a drop-down list, by its number in `root`, changes the picture."""
+    before = pixels(picture)
+    root.locator("select").nth(control).select_option(choice)
+    check_changes(page, picture, before)
 
 
 def check_slider_moves_picture(page, root, handle, track, presses=5):
@@ -63,31 +71,31 @@ def check_slider_moves_picture(page, root, handle, track, presses=5):
 
 
 def quick_parameters(number):
-    """The values with which nbmake shortens a lesson, but that no network is trained here."""
+    """The values with which nbmake shortens a lesson, without `epochs`: no network is trained here."""
     cells = json.loads(LESSONS[number].read_text(encoding="utf-8"))["cells"]
     mocks = [cell["metadata"]["nbmake"]["mock"] for cell in cells if "nbmake" in cell["metadata"]]
     return {name: value for mock in mocks for name, value in mock.items() if name != "epochs"}
 
 
 def needed_by_players(number):
-    """The ids of the cells that those with a player cannot do without."""
+    """The ids of the cells with a player, and of those that they need."""
     cells = code_cells(nbformat.read(LESSONS[number], as_version=4))
     last = [cell for cell in cells if re.search(r"^(Filmstrip|LatentWalk|\w+Explorer)\(", cell.source, re.M)]
     return [cell.id for cell in needed(cells, last)]
 
 
 @contextlib.contextmanager
-def lesson_run(number, films):
-    """The page of a lesson after Run All: no error, no warning, the file as it was, with `films` still pictures.
+def lesson_run(number):
+    """The page of a lesson after Run All: no error, no warning, the file as before; saved Filmstrips are pictures.
 
-    But for lesson 01 all cells are emptied before that no player needs: nbmake runs all of them, and takes minutes.
+    Except in lesson 01, cells that no player needs are emptied first: nbmake runs all cells, and takes minutes.
     """
     committed = LESSONS[number].read_bytes()
     kept = needed_by_players(number) if number != "01" else []
     with jupyterlab(number) as address, chromium() as page:
         open_lesson(page, address)
         untrusted = page.locator(".jp-OutputArea figure")
-        assert untrusted.count() == films and untrusted.first.locator("img").first.is_visible()
+        assert untrusted.count() == FILMS[number] and untrusted.first.locator("img").first.is_visible()
         assert not any(slider.is_visible() for slider in page.locator(".jp-OutputArea figure input").all())
 
         change_parameters(page, quick_parameters(number))
@@ -128,31 +136,24 @@ def slide_to_the_end(page, handle):
 
 
 def test_lesson_01_in_jupyterlab():
-    with lesson_run("01", films=3) as page:
+    with lesson_run("01") as page:
         explorer, _ = check_explorer(page)
-        before = pixels(explorer.locator("img").last)
-        explorer.locator("select").first.select_option("Dress")
-        check_changes(page, explorer.locator("img").last, before)
-
+        check_choice(page, explorer, 0, "Dress", explorer.locator("img").last)
         films = page.locator("figure.fmdiff-film")
-        assert films.count() == 2  # the explorer's film is what a saved notebook shows in its place
+        assert films.count() == 2  # the third stood for the explorer in the saved lesson
         check_film(page, films.first)
 
 
 def test_lesson_02_in_jupyterlab():
-    with lesson_run("02", films=2) as page:
+    with lesson_run("02") as page:
         explorer, handle = check_explorer(page)
         slide_to_the_end(page, handle)
-        garments = explorer.locator("img").last
-        by_ddim = pixels(garments)
-        explorer.locator("select").first.select_option("DDPM")
-        check_changes(page, garments, by_ddim)
-
+        check_choice(page, explorer, 0, "DDPM", explorer.locator("img").last)
         check_film(page, page.locator("figure.fmdiff-film").last)
 
 
 def test_lesson_03_in_jupyterlab():
-    with lesson_run("03", films=1) as page:
+    with lesson_run("03") as page:
         explorer, handle = check_explorer(page)
         slide_to_the_end(page, handle)
         xt = explorer.locator("img").first
@@ -161,63 +162,51 @@ def test_lesson_03_in_jupyterlab():
         check_changes(page, xt, clipped)
 
 
+def check_second_explorer(page):
+    """The slider of the first explorer with a drop-down list moves its picture; return both."""
+    explorer = page.locator(".jp-OutputArea-output", has=page.locator("select"))
+    slider = explorer.locator(".widget-hslider .noUi-handle").first
+    check_slider_moves_picture(page, explorer, slider, explorer.locator(".noUi-base").first)
+    return explorer, slider
+
+
 def test_lesson_04_in_jupyterlab():
-    with lesson_run("04", films=2) as page:
+    with lesson_run("04") as page:
         check_explorer(page, presses=2)  # there are five betas
-        walk = page.locator(".jp-OutputArea-output", has=page.locator("select"))
-        slider = walk.locator(".widget-hslider .noUi-handle").first
-        check_slider_moves_picture(page, walk, slider, walk.locator(".noUi-base").first)
-        garment = walk.locator("img").nth(1)
-        before = pixels(garment)
-        walk.locator("select").first.select_option("Dress")
-        check_changes(page, garment, before)
+        walk, _ = check_second_explorer(page)
+        check_choice(page, walk, 0, "Dress", walk.locator("img").nth(1))
 
 
 def test_lesson_05_in_jupyterlab():
-    with lesson_run("05", films=2) as page:
+    with lesson_run("05") as page:
         check_explorer(page, presses=2)  # there are seven numbers of steps
-        chain = page.locator(".jp-OutputArea-output", has=page.locator("select"))
-        slider = chain.locator(".widget-hslider .noUi-handle").first
-        check_slider_moves_picture(page, chain, slider, chain.locator(".noUi-base").first)
+        chain, slider = check_second_explorer(page)
         slide_to_the_end(page, slider)
-        garments = chain.locator("img").last
-        before = pixels(garments)
-        chain.locator("select").last.select_option("1.0")
-        check_changes(page, garments, before)
+        check_choice(page, chain, -1, "1.0", chain.locator("img").last)
 
 
 def test_lesson_06_in_jupyterlab():
-    with lesson_run("06", films=1) as page:
+    with lesson_run("06") as page:
         explorer, handle = check_explorer(page)
         slide_to_the_end(page, handle)
-        garments = explorer.locator("img").last
-        for control, choice in ((0, "Trouser"), (1, "8.0")):
-            before = pixels(garments)
-            explorer.locator("select").nth(control).select_option(choice)
-            check_changes(page, garments, before)
+        for control, choice in enumerate(("Trouser", "8.0")):
+            check_choice(page, explorer, control, choice, explorer.locator("img").last)
 
 
 def test_lesson_07_in_jupyterlab():
-    with lesson_run("07", films=2) as page:
+    with lesson_run("07") as page:
         explorer, handle = check_explorer(page)
         slide_to_the_end(page, handle)
-        garment = explorer.locator("img").first
-        before = pixels(garment)
-        explorer.locator("select").first.select_option("Bag")
-        check_changes(page, garment, before)
-
+        check_choice(page, explorer, 0, "Bag", explorer.locator("img").first)
         check_film(page, page.locator("figure.fmdiff-film").last)
 
 
 def test_lesson_08_in_jupyterlab():
-    with lesson_run("08", films=1) as page:
+    with lesson_run("08") as page:
         check_film(page, page.locator("figure.fmdiff-film"))
 
 
-COUNTS = {"01": 3, "02": 2, "03": 1, "04": 2, "05": 2, "06": 1, "07": 2, "08": 1}  # of films, by lesson
-
-
-@pytest.mark.parametrize(("number", "count"), COUNTS.items())
+@pytest.mark.parametrize(("number", "count"), FILMS.items())
 def test_exported_html_plays_without_a_kernel_and_without_a_network(tmp_path, number, count):
     page_file = tmp_path / "lesson.html"
     page_file.write_text(HTMLExporter().from_filename(str(LESSONS[number]))[0])

@@ -1,4 +1,4 @@
-"""The GPU's benchmark, as far as a processor can tell: its loops agree, and it goes on where a part fails."""
+"""The GPU benchmark, as far as a CPU can test it: its loops agree, and it continues after a part fails."""
 
 import json
 from pathlib import Path

@@ -94,29 +94,27 @@ def test_a_folder_of_the_repository_is_found_and_nothing_is_asked(content):
     assert "BUTTON" not in printed
 
 
-@pytest.mark.parametrize("place", ["", "drive/MyDrive"])
-@pytest.mark.parametrize("top", ["", "diffusion-main/"])
-def test_a_zip_is_found_and_unpacked(content, tmp_path, place, top):
+@pytest.mark.parametrize("place, top", [("", ""), ("drive/MyDrive", "diffusion-main/")])
+def test_a_zip_is_found_and_unpacked_and_cannot_write_outside_its_folder(content, tmp_path, place, top):
     (content / place).mkdir(parents=True, exist_ok=True)
     (content / "other.zip").write_bytes(b"no ZIP at all")
-    zipped(repository(tmp_path / "copy"), content / place / "copy.zip", top)
+    chosen = zipped(repository(tmp_path / "copy"), content / place / "copy.zip", top)
+    with zipfile.ZipFile(chosen, "a") as file:
+        file.writestr("../../escaped.txt", "x")
     printed, says = run(content, {})
     check_started(printed, says, content / "fmdiff" / top)
     assert "BUTTON" not in printed
+    assert not list(tmp_path.glob("escaped.txt")) and not list(content.glob("escaped.txt"))
 
 
-def test_without_both_it_asks_for_a_zip_and_says_which(content, tmp_path):
+def test_without_both_it_asks_for_a_zip_and_a_second_kernel_finds_what_the_first_has_unpacked(content, tmp_path):
     chosen = zipped(repository(tmp_path / "copy"), tmp_path / "fmdiff.zip")
     printed, says = run(content, {"fmdiff.zip": chosen})
     check_started(printed, says, content / "fmdiff")
     assert printed.index("Choose fmdiff.zip") < printed.index("BUTTON")
-
-
-def test_a_second_kernel_finds_what_the_first_has_unpacked(content, tmp_path):
-    chosen = zipped(repository(tmp_path / "copy"), tmp_path / "fmdiff.zip")
-    run(content, {"fmdiff.zip": chosen})
     printed, says = run(content, {})
     check_started(printed, says, content / "fmdiff")
+    assert "BUTTON" not in printed
 
 
 def check_stopped(printed, says, sentence):
@@ -153,35 +151,27 @@ def test_a_damaged_zip_is_named(content, tmp_path):
     check_stopped(printed, says, "fmdiff.zip cannot be unpacked")
 
 
-def test_a_zip_cannot_write_outside_its_folder(content, tmp_path):
-    chosen = zipped(repository(tmp_path / "copy"), tmp_path / "fmdiff.zip")
-    with zipfile.ZipFile(chosen, "a") as file:
-        file.writestr("../../escaped.txt", "x")
-    printed, says = run(content, {"fmdiff.zip": chosen})
-    check_started(printed, says, content / "fmdiff")
-    assert not list(tmp_path.glob("escaped.txt")) and not list(content.glob("escaped.txt"))
+def fake_git(folder, lines):
+    """Write a `git` of some lines of shell, and return the PATH where it comes first."""
+    folder.mkdir()
+    (folder / "git").write_text(f"#!/bin/sh\n{lines}")
+    (folder / "git").chmod(0o755)
+    return f"{folder}:{os.environ['PATH']}"
 
 
 def test_a_public_address_is_cloned_once_and_before_anything_else(content, tmp_path):
     repository(tmp_path / "remote")
-    git = tmp_path / "bin" / "git"
-    git.parent.mkdir()
-    git.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/log\ncp -r {tmp_path}/remote "$6"\n')
-    git.chmod(0o755)
-    path = {"PATH": f"{git.parent}:{os.environ['PATH']}"}
+    path = fake_git(tmp_path / "bin", f'echo "$@" >> {tmp_path}/log\ncp -r {tmp_path}/remote "$6"\n')
     for _ in range(2):
-        printed, says = run(content, {}, "ada/diffusion", **path)
+        printed, says = run(content, {}, "ada/diffusion", PATH=path)
         check_started(printed, says, content / "fmdiff")
     expected = f"clone -q --depth 1 https://github.com/ada/diffusion {content}/fmdiff\n"
     assert (tmp_path / "log").read_text() == expected
 
 
 def test_without_a_network_an_address_ends_in_the_question_for_a_zip(content, tmp_path):
-    git = tmp_path / "bin" / "git"
-    git.parent.mkdir()
-    git.write_text("#!/bin/sh\necho 'fatal: unable to access' >&2\nexit 128\n")
-    git.chmod(0o755)
-    printed, says = run(content, {}, "ada/diffusion", PATH=f"{git.parent}:{os.environ['PATH']}")
+    path = fake_git(tmp_path / "bin", "echo 'fatal: unable to access' >&2\nexit 128\n")
+    printed, says = run(content, {}, "ada/diffusion", PATH=path)
     assert "Choose fmdiff.zip" in printed
     check_stopped(printed, says, "run this cell again and choose fmdiff.zip")
 
@@ -203,11 +193,8 @@ def test_what_is_missing_is_installed_without_what_it_depends_on(content, tmp_pa
     check_stopped(*run(content, {}, PYTHONPATH=str(pip.parent)), "fmdiff-missing could not be installed")
 
 
-def test_elsewhere_it_says_how_to_start(content):
+def test_elsewhere_it_says_how_to_start_and_changes_nothing_where_the_package_can_be_imported(content):
     check_stopped(*run(content, None), "uv run fmdiff lab")
-
-
-def test_elsewhere_nothing_changes_where_the_package_can_be_imported(content):
     folder = repository(content)
     _, says = run(content, None)
     assert says["success"] and Path(says["package"]).parents[1] == folder and Path(says["folder"]) == content
