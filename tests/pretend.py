@@ -37,7 +37,6 @@ class OnDevice(torch.Tensor):
 
     @staticmethod
     def __new__(cls, held: torch.Tensor):
-        """Wrap a tensor, its strides included."""
         like = {"strides": held.stride(), "storage_offset": held.storage_offset(), "dtype": held.dtype}
         tensor = torch.Tensor._make_wrapper_subclass(cls, held.shape, device="cpu", **like)
         tensor.held = held
@@ -66,7 +65,6 @@ class OnDevice(torch.Tensor):
         return self.held.detach().tolist()
 
     def untyped_storage(self) -> torch.UntypedStorage:
-        """Return where the values are kept."""
         return self.held.untyped_storage()
 
     def quantile(self, q: object, *args, **kwargs) -> torch.Tensor:
@@ -74,16 +72,13 @@ class OnDevice(torch.Tensor):
         return OnDevice(self.held.quantile(q, *args, **kwargs))
 
     def new_tensor(self, values: object, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """Return a tensor of these values, on the device."""
         return torch.tensor(values, dtype=dtype or self.dtype, device=DEVICE)
 
     def cpu(self, *args, **kwargs) -> torch.Tensor:
-        """Return a copy on the processor."""
         return self.to("cpu")
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
-        """Do one operation."""
         return operate(func, args, kwargs or {})
 
 
@@ -102,12 +97,10 @@ class There(torch.autograd.Function):
 
 
 def pretended(device: torch.device | str | None) -> bool:
-    """Tell whether a device is the pretended one."""
     return device is not None and torch.device(device).type == DEVICE.type
 
 
 def move(self: torch.Tensor, *args, **kwargs) -> torch.Tensor:
-    """Do what Tensor.to does."""
     if args and isinstance(args[0], torch.Tensor):
         args = (args[0].device, args[0].dtype, *args[1:])
     copy = kwargs.pop("copy", False)
@@ -140,7 +133,6 @@ def each_of(change, values: object) -> object:
 
 
 def tensors_of(args: tuple) -> list[torch.Tensor]:
-    """Return the tensors among an operation's arguments."""
     found = []
     each_of(lambda value: found.append(value) if isinstance(value, torch.Tensor) else None, args)
     return found
@@ -230,7 +222,6 @@ class Everywhere(TorchDispatchMode):
     _should_skip_dynamo = classmethod(lambda cls: False)  # no compiler around each operation
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        """Do one operation."""
         return operate(func, args, kwargs or {})
 
 
@@ -238,7 +229,6 @@ class Generator(real_generator):
     """A source of random numbers that knows its device."""
 
     def __new__(cls, device: torch.device | str = "cpu"):
-        """Make one; its numbers come from the processor."""
         made = real_generator.__new__(cls, "cpu")
         OWNERS[made._cdata] = DEVICE if pretended(device) else torch.device("cpu")
         return made

@@ -206,22 +206,16 @@ def test_an_unknown_split_is_an_error_that_names_it_and_the_two_there_are(small,
 # The folder
 
 
-def test_FMDIFF_DATA_comes_before_the_data_folder_of_the_checkout(tmp_path, monkeypatch):
+def test_FMDIFF_DATA_may_be_relative_or_start_at_home_and_comes_before_the_data_folder(tmp_path, monkeypatch):
     below = Path("FashionMNIST", "raw")
-    monkeypatch.setenv("FMDIFF_DATA", str(tmp_path))
-    assert raw_folder() == tmp_path / below
-    checkout = Path(__file__).parents[1]
-    for unset in (lambda: monkeypatch.setenv("FMDIFF_DATA", ""), lambda: monkeypatch.delenv("FMDIFF_DATA")):
-        unset()
-        assert raw_folder() == checkout / "data" / below
-
-
-@pytest.mark.parametrize("value", ["~/garments", "garments", "./garments/../garments"])
-def test_FMDIFF_DATA_may_be_relative_or_start_at_home(tmp_path, monkeypatch, value):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("FMDIFF_DATA", value)
-    assert raw_folder() == tmp_path / "garments" / "FashionMNIST" / "raw"
+    for value in ("~/garments", "garments", "./garments/../garments", str(tmp_path / "garments")):
+        monkeypatch.setenv("FMDIFF_DATA", value)
+        assert raw_folder() == tmp_path / "garments" / below
+    for unset in (lambda: monkeypatch.setenv("FMDIFF_DATA", ""), lambda: monkeypatch.delenv("FMDIFF_DATA")):
+        unset()
+        assert raw_folder() == Path(__file__).parents[1] / "data" / below
 
 
 def test_FMDIFF_DATA_that_names_no_folder_is_an_error_and_downloads_nothing(tmp_path, monkeypatch):
@@ -259,7 +253,7 @@ def test_without_a_network_the_stand_in_comes_with_a_notice_and_leaves_no_files(
     assert data.describe_data() == "drawn stand-in for Fashion-MNIST"
 
 
-def test_the_stand_in_is_the_same_each_time_and_its_splits_differ(small, fresh, serve, monkeypatch):
+def test_the_splits_of_the_stand_in_differ_and_are_the_same_each_time(small, fresh, serve, monkeypatch):
     serve(small, URLError("no network"))
     monkeypatch.setattr(data, "STANDIN_SIZES", {"train": 30, "test": 30})
     (train, labels), (again, same), (test, _) = (load_fashion_mnist(split) for split in ("train", "train", "test"))
@@ -272,17 +266,15 @@ def test_a_folder_that_cannot_be_made_gives_the_stand_in_too(small, fresh, capsy
     assert str(fresh.parents[1]) in capsys.readouterr().err
 
 
-def test_an_interrupted_download_stops_and_leaves_no_files(small, fresh, serve):
-    serve(small, KeyboardInterrupt())
-    with pytest.raises(KeyboardInterrupt):
-        load_fashion_mnist()
-    assert list(fresh.iterdir()) == []
-
-
-@every_file
-def test_a_damaged_download_is_an_error_and_leaves_no_files(small, fresh, serve, name):
-    serve(small | {name: flip_byte(small[name])})
-    with pytest.raises(DataError, match=f"{name} is damaged"):
+@pytest.mark.parametrize("name", [None, *data.ALL_FILES])
+def test_an_interrupted_or_damaged_download_is_an_error_and_leaves_no_files(small, fresh, serve, name):
+    if name is None:
+        serve(small, KeyboardInterrupt())
+        expected = pytest.raises(KeyboardInterrupt)
+    else:
+        serve(small | {name: flip_byte(small[name])})
+        expected = pytest.raises(DataError, match=f"{name} is damaged")
+    with expected:
         load_fashion_mnist()
     assert list(fresh.iterdir()) == []
 
@@ -362,14 +354,11 @@ def epoch(batch_size: int = 32, seed: int = 0) -> list[tuple[torch.Tensor, torch
 
 
 @pytest.mark.parametrize("batch_size, sizes", [(32, [32, 32, 32, 4]), (50, [50, 50]), (100, [100]), (999, [100])])
-def test_an_epoch_shows_each_image_once_and_its_last_batch_may_be_smaller(batch_size, sizes):
+def test_an_epoch_shows_each_image_once_with_its_label_and_its_last_batch_may_be_smaller(batch_size, sizes):
     shown = epoch(batch_size)
     assert [len(x0) for x0, _ in shown] == sizes
     assert sorted(torch.cat([y for _, y in shown]).tolist()) == list(range(100))
-
-
-def test_labels_stay_with_their_images_and_images_are_in_the_range_of_the_model():
-    for x0, y in epoch():
+    for x0, y in shown:
         assert x0.shape == (len(y), 1, 28, 28) and x0.dtype == torch.float32 and y.dtype == torch.int64
         assert torch.equal(x0, to_model(NUMBERED)[y])
 

@@ -1,9 +1,9 @@
 """Write the ZIP that a lesson on Colab asks for: `make zip`.
 
-python tools/archive.py [FILE]     fmdiff.zip without an argument
+python tools/archive.py [FILE]     by default fmdiff.zip
 
-It holds the lessons without their outputs, the package, the published networks (lessons load all of them), and the
-stored results that lessons show. The same files give the same ZIP, byte for byte.
+The ZIP holds the lessons without outputs, the package, the published networks, and the stored results that lessons
+show. The same files give the same ZIP, byte for byte.
 """
 
 import subprocess
@@ -17,18 +17,18 @@ from fmdiff_helpers.checkpoints import write_atomically
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("notebooks/*.ipynb", "fmdiff_helpers", "data", "benchmarks/*.json", "pyproject.toml", "README.md", "LICENSE")
-LONG_AGO = (1980, 1, 1, 0, 0, 0)  # the earliest time that a ZIP can hold
+LONG_AGO = (1980, 1, 1, 0, 0, 0)  # the earliest time in a ZIP
 
 
 def files() -> list[Path]:
-    """Return the files of the repository that a lesson needs; what git ignores, such as the dataset, is left out."""
+    """Return the files of the repository that a lesson needs, without those that git ignores, such as the dataset."""
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *PARTS]
     names = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True).stdout.decode().split("\0")
     return [ROOT / name for name in sorted({*names} - {""}) if (ROOT / name).is_file()]
 
 
 def content(path: Path) -> bytes:
-    """Return what goes into the ZIP: a file as it is, a notebook without its outputs."""
+    """Return the content of a file for the ZIP: notebooks lose their outputs, other files stay as they are."""
     if path.suffix != ".ipynb":
         return path.read_bytes()
     nb = nbformat.read(path, as_version=4)

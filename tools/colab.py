@@ -1,6 +1,7 @@
 """Write the public address of the repository into badges and setup cells: `make colab REPO=OWNER/NAME`.
 
-python tools/colab.py OWNER/NAME     or, to take the address out again: python tools/colab.py ""
+python tools/colab.py OWNER/NAME     to write it
+python tools/colab.py ""             to remove it again
 """
 
 import re
@@ -44,17 +45,17 @@ CLONE = "    ![ -d /content/fmdiff ] || git clone -q --depth 1 https://github.co
 
 
 def repository() -> str:
-    """Return the public address, OWNER/NAME, or an empty string while there is none."""
+    """Return the public address, OWNER/NAME, or an empty string if there is none."""
     return tomllib.loads(PROJECT.read_text(encoding="utf-8"))["tool"]["fmdiff"]["repository"]
 
 
 def setup_cell(repo: str) -> str:
-    """Return the setup cell of every lesson. --no-deps: Colab's own torch, numpy and ipywidgets must stay."""
+    """Return the setup cell, which is the same in every lesson."""
     return SETUP.format(clone=CLONE.format(repo=repo) if repo else "")
 
 
 def badge(repo: str, name: str) -> str:
-    """Return the line that opens the lesson `name` in Colab, with the empty line below it; nothing without a repo."""
+    """Return the badge that opens the lesson `name` in Colab, and an empty line; without an address, nothing."""
     return BADGE.format(repo=repo, name=name) + "\n\n" if repo else ""
 
 

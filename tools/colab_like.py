@@ -1,12 +1,12 @@
 """Run lessons as Colab does: in an environment with its versions, from the ZIP, with a stub of `google.colab`.
 
-    uv run python tools/colab_like.py [NN ...]          all lessons, or those, with the small numbers of the tests
-    uv run python tools/colab_like.py --full [NN ...]   with the lessons' own numbers
-    uv run python tools/colab_like.py --browser FOLDER  also move sliders of lesson 01 in the classic notebook, whose
-                                                        widgets are Colab's, and keep screenshots in the folder
+    uv run python tools/colab_like.py [NN ...]          all or these lessons, with the small parameters of the tests
+    uv run python tools/colab_like.py --full [NN ...]   with the lessons' own parameters
+    uv run python tools/colab_like.py --browser FOLDER  also move sliders of lesson 01 in the classic notebook, which
+                                                        has Colab's widgets; screenshots go to the folder
 
-The environment is made in .colab/ on first use: Colab's versions, on the Python at hand. Nothing of the repository can
-be imported there but what the ZIP holds. FMDIFF_DATA names the dataset, as everywhere.
+The first use makes the environment in .colab/: Colab's versions of packages, with the current Python. Of the
+repository, only the content of the ZIP can be imported there. FMDIFF_DATA names the dataset, as everywhere.
 """
 
 import argparse
@@ -29,11 +29,11 @@ from nbclient.exceptions import CellExecutionError
 
 ROOT = Path(__file__).parents[1]
 PLACE = ROOT / ".colab"
-# What Colab had in August 2026, but for its Python, 3.13. The classic notebook wants an old setuptools.
+# Colab's versions in August 2026, except its Python 3.13. The classic notebook needs an old setuptools.
 PINS = """torch==2.11.0 torchvision==0.26.0 numpy==2.1.3 matplotlib==3.10.0 ipywidgets==7.7.1 ipython==7.34.0
 ipykernel==6.17.1 notebook==6.5.7 tornado==6.5 setuptools<80""".split()
 OTHERS = ["accelerate", "einops", "pillow", "safetensors", "scikit-learn", "tqdm", "typer"]
-# google/colab/files.py: a lesson is given the ZIP when it asks for an upload.
+# google/colab/files.py: when a lesson asks for an upload, it gets the ZIP.
 STUB = """
 import shutil
 
@@ -49,7 +49,7 @@ SOURCES = "pictures => pictures.map(picture => picture.src)"
 
 
 def python() -> Path:
-    """Return the Python of the environment, which is made if it is not there or has other versions."""
+    """Return the Python of the environment; make the environment first if it is missing or has other versions."""
     found, stamp = PLACE / "bin" / "python", PLACE / "pins.json"
     if not stamp.exists() or json.loads(stamp.read_text()) != [*PINS, *OTHERS]:
         subprocess.run(["uv", "venv", "--quiet", "--clear", "--python", sys.executable, PLACE], check=True)
@@ -61,7 +61,7 @@ def python() -> Path:
 
 @contextlib.contextmanager
 def colab() -> Iterator[tuple[Path, dict[str, str]]]:
-    """Give a folder in place of Colab's /content, and the environment of a process that runs there."""
+    """Give a folder that replaces Colab's /content, and the environment variables of a process that runs there."""
     with tempfile.TemporaryDirectory() as folder:
         content, startup = Path(folder) / "content", Path(folder) / "ipython" / "profile_default" / "startup"
         content.mkdir()
@@ -71,7 +71,7 @@ def colab() -> Iterator[tuple[Path, dict[str, str]]]:
         package.mkdir(parents=True)
         (package / "files.py").write_text(STUB.format(zip=f"{folder}/fmdiff.zip", content=str(content)))
         (package / "__init__.py").write_text("from google.colab import files\n")
-        (startup / "00.py").write_text("import google.colab\n")  # Colab has imported it before the first cell
+        (startup / "00.py").write_text("import google.colab\n")  # Colab imports it before the first cell
         kernel = Path(folder) / "jupyter" / "kernels" / "python3"
         kernel.mkdir(parents=True)
         command = [str(python()), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
@@ -85,7 +85,7 @@ def colab() -> Iterator[tuple[Path, dict[str, str]]]:
 
 
 def lesson(number: str, content: Path, full: bool = False) -> nbformat.NotebookNode:
-    """Return a lesson as somebody would open it there, with the small numbers of the tests unless it is `full`."""
+    """Return a lesson as one would open it on Colab; unless `full`, with the small parameters of the tests."""
     (path,) = (ROOT / "notebooks").glob(f"{number}_*.ipynb")
     nb = nbformat.read(path, as_version=4)
     for cell in nb.cells:
@@ -98,7 +98,7 @@ def lesson(number: str, content: Path, full: bool = False) -> nbformat.NotebookN
 
 
 def run(number: str, full: bool = False) -> float:
-    """Run a lesson from top to bottom and return its seconds; CellExecutionError where a cell fails."""
+    """Run a lesson from top to bottom and return its seconds; CellExecutionError if a cell fails."""
     with colab() as (content, environment):
         specs = KernelSpecManager(kernel_dirs=[f"{environment['JUPYTER_PATH']}/kernels"], ensure_native_kernel=False)
         client = NotebookClient(
@@ -112,15 +112,12 @@ def run(number: str, full: bool = False) -> float:
         return time.monotonic() - start
 
 
-def move_sliders(pictures: Path) -> None:
-    """Run lesson 01 in the classic notebook, move an explorer's slider and a Filmstrip's; AssertionError if one sticks.
-
-    Screenshots go into the folder `pictures`.
-    """
+@contextlib.contextmanager
+def classic_notebook() -> Iterator:
+    """Give the page of lesson 01 in the classic notebook after Run All; AssertionError if a cell fails."""
     sys.path.insert(0, str(ROOT / "tests"))
     import browser
 
-    pictures.mkdir(parents=True, exist_ok=True)
     with colab() as (content, environment), browser.chromium(1300, 1000) as page:
         nbformat.write(lesson("01", content), content / "lesson.ipynb")
         port = browser.free_port()
@@ -131,35 +128,49 @@ def move_sliders(pictures: Path) -> None:
             while not open_page(page, address):
                 assert server.poll() is None, "the classic notebook did not start"
                 time.sleep(0.5)
-            page.wait_for_selector(".cell", timeout=60_000)
-            page.wait_for_function(CLASSIC_IDLE, timeout=60_000)
-            page.wait_for_timeout(4000)  # widgets register with the kernel a little later, and nothing says when
-            page.evaluate("() => Jupyter.notebook.execute_all_cells()")
-            page.wait_for_function(CLASSIC_DONE, timeout=600_000)
-            assert page.locator(".output_error").count() == 0, "a cell has failed"
-            page.wait_for_timeout(1000)
-            shown = ".widget-image"
-            explorer = page.locator(".widget-slider :is(.ui-slider-handle, .noUi-handle)").first
-            check_moves(page, explorer, "ArrowRight", lambda: page.locator(shown).evaluate_all(SOURCES))
-            page.screenshot(path=pictures / "explorer.png")
-            film = page.locator("figure.fmdiff-film").first
-            check_moves(page, film.locator("input"), "ArrowLeft", lambda: film.locator("img").evaluate_all(SOURCES))
-            page.screenshot(path=pictures / "filmstrip.png")
+            run_all(page)
+            yield page
         finally:
             server.terminate()
             server.wait(30)
 
 
+def run_all(page) -> None:
+    """Run all cells and wait for the last one; AssertionError if one fails."""
+    page.wait_for_selector(".cell", timeout=60_000)
+    page.wait_for_function(CLASSIC_IDLE, timeout=60_000)
+    page.wait_for_timeout(4000)  # widgets register with the kernel a little later, without any sign
+    page.evaluate("() => Jupyter.notebook.execute_all_cells()")
+    page.wait_for_function(CLASSIC_DONE, timeout=600_000)
+    assert page.locator(".output_error").count() == 0, "a cell has failed"
+    page.wait_for_timeout(1000)
+
+
+def move_sliders(pictures: Path) -> None:
+    """Move the slider of an explorer and of a Filmstrip in lesson 01; AssertionError if one does not work.
+
+    Screenshots go into the folder `pictures`.
+    """
+    pictures.mkdir(parents=True, exist_ok=True)
+    with classic_notebook() as page:
+        explorer = page.locator(".widget-slider :is(.ui-slider-handle, .noUi-handle)").first
+        check_moves(page, explorer, "ArrowRight", lambda: page.locator(".widget-image").evaluate_all(SOURCES))
+        page.screenshot(path=pictures / "explorer.png")
+        film = page.locator("figure.fmdiff-film").first
+        check_moves(page, film.locator("input"), "ArrowLeft", lambda: film.locator("img").evaluate_all(SOURCES))
+        page.screenshot(path=pictures / "filmstrip.png")
+
+
 def open_page(page, address: str) -> bool:
-    """Open an address; return whether a server answers there by now."""
+    """Open an address; return whether a server answers."""
     try:
         return page.goto(address, timeout=10_000).ok
-    except Exception:  # any of the browser's errors: nothing listens yet
+    except Exception:  # any error of the browser: no server yet
         return False
 
 
 def check_moves(page, handle, key: str, pictures: Callable[[], list[str]]) -> None:
-    """Press a key on a slider's handle and wait for other pictures."""
+    """Press a key on a slider's handle; AssertionError if the pictures stay the same."""
     handle.scroll_into_view_if_needed()
     before = pictures()
     handle.focus()
@@ -171,10 +182,10 @@ def check_moves(page, handle, key: str, pictures: Callable[[], list[str]]) -> No
 
 
 def main() -> None:
-    """Do what the command line asks for; exit 1 where a lesson or a slider fails."""
+    """Run the command line; exit with 1 if a lesson fails."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("lessons", nargs="*", metavar="NN", help="numbers of lessons; all if left out")
-    parser.add_argument("--full", action="store_true", help="the lessons' own numbers in place of small ones")
+    parser.add_argument("lessons", nargs="*", metavar="NN", help="numbers of lessons (default: all)")
+    parser.add_argument("--full", action="store_true", help="use the lessons' own parameters, not small ones")
     parser.add_argument("--browser", type=Path, metavar="FOLDER", help="move sliders; screenshots go to this folder")
     options = parser.parse_args()
     known = sorted(path.name[:2] for path in (ROOT / "notebooks").glob("[0-9]*.ipynb"))

@@ -1,4 +1,4 @@
-"""Print a notebook's source without its outputs: git's `textconv` for readable diffs, set by `make setup`."""
+"""Print a notebook's source without outputs: `make setup` gives this to git as `textconv`, for readable diffs."""
 
 import json
 import sys

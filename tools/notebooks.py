@@ -1,9 +1,9 @@
 """Execute the lessons in a fresh kernel, bring their outputs into normal form and stamp them: `make notebooks`.
 
-    python tools/notebooks.py [NOTEBOOK ...]     all of notebooks/ without arguments
+    python tools/notebooks.py [NOTEBOOK ...]     by default all lessons
 
-Outputs are committed only as this writes them: from top to bottom, on the real dataset, without counts, timings or
-widget state, with a hash of the code in the metadata, so that a test sees outputs that no longer belong to the code.
+Commit outputs only as this tool writes them: executed from top to bottom on the real dataset, without counts, timings
+or widget state. The metadata holds a hash of the code, so that a test finds outputs of older code.
 """
 
 import base64
@@ -29,13 +29,13 @@ def tags(cell: dict) -> list[str]:
 
 
 def code_hash(nb: nbformat.NotebookNode) -> str:
-    """Return a hash of the code cells, but for the setup cell, which does nothing where lessons are executed."""
+    """Return a hash of the code cells, without the setup cell, which does nothing here."""
     sources = [cell.source for cell in nb.cells if cell.cell_type == "code" and "setup" not in tags(cell)]
     return hashlib.sha256("\n\n".join(sources).encode()).hexdigest()[:16]
 
 
 def shrink_png(picture: str) -> str:
-    """Encode a PNG, base64, again in 256 greys, or, if it has colours, 256 of them: a third of matplotlib's size."""
+    """Return a PNG (base64) with 256 greys or, if it has colours, 256 colours: a third of matplotlib's size."""
     image = Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB")
     red, green, blue = image.split()
     grey = red.tobytes() == green.tobytes() == blue.tobytes()
@@ -45,7 +45,7 @@ def shrink_png(picture: str) -> str:
 
 
 def normalise_output(output: dict) -> dict | None:
-    """Drop what changes from run to run; a widget stays as the Filmstrip beside it, or, without one, not at all."""
+    """Remove what changes from run to run. Of a widget only its Filmstrip stays; without one, return None."""
     if output.output_type not in ("display_data", "execute_result"):
         return output
     widget = output.data.pop(WIDGET, None)
@@ -62,7 +62,7 @@ def normalise_output(output: dict) -> dict | None:
 
 
 def normalise(nb: nbformat.NotebookNode) -> None:
-    """Bring an executed notebook into the form that is committed, with its stamp."""
+    """Bring an executed notebook into normal form and stamp it."""
     for cell in nb.cells:
         cell.metadata = {key: cell.metadata[key] for key in ("tags", "nbmake") if key in cell.metadata}
         if cell.cell_type == "code":
@@ -76,14 +76,14 @@ def normalise(nb: nbformat.NotebookNode) -> None:
 
 
 def save_cover(nb: nbformat.NotebookNode, path: Path) -> None:
-    """Write the picture of the cell tagged `cover` to a PNG file, for the README."""
+    """Write the picture of the cell tagged `cover` to a PNG file for the README."""
     (cell,) = (cell for cell in nb.cells if "cover" in tags(cell))
     (picture,) = (output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {}))
     path.write_bytes(base64.b64decode(picture))
 
 
 def execute(path: Path) -> None:
-    """Execute one notebook and write it back; the file stays as it was if a cell fails."""
+    """Execute a notebook and write it back; if a cell fails, the file stays as it was."""
     nb = nbformat.read(path, as_version=4)
     NotebookClient(
         nb,
@@ -101,6 +101,6 @@ def execute(path: Path) -> None:
 
 if __name__ == "__main__":
     if fetch_fashion_mnist() is None:
-        raise SystemExit("Outputs are committed from the real dataset only. Set FMDIFF_DATA or connect to the network.")
+        raise SystemExit("Lessons must show the real dataset: set FMDIFF_DATA, or connect to the network.")
     for lesson in [Path(name) for name in sys.argv[1:]] or sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")):
         execute(lesson.resolve())

@@ -1,7 +1,7 @@
-"""Publish the weights that a training wrote: copy them to data/weights, with a card that says what they measured.
+"""Publish the weights of a training: copy them to data/weights, with a card that holds their measures.
 
-What the weights that they replace had measured stays in the new card, under "earlier", and so do its "choices", which
-were measured on trainings of their own.
+If they replace other weights, the new card keeps the measures of those under "earlier". It also keeps "choices", which
+were measured in separate trainings.
 
 fmdiff evaluate runs/unet --json > measures.json
 python tools/publish.py runs/unet unet "fmdiff train unet" measures.json
@@ -19,7 +19,7 @@ from fmdiff_helpers.checkpoints import load_pretrained, save_weights
 
 
 def publish(folder: str, name: str, command: str, measures: str) -> Path:
-    """Write data/weights/NAME.safetensors and its card; the command is the one that trained the network."""
+    """Write data/weights/NAME.safetensors and its card; `command` is the command that trained the network."""
     card = read_card(folder)
     if not card["data"].startswith("Fashion-MNIST"):
         raise SystemExit(f"{folder} was trained on the {card['data']}; set FMDIFF_DATA and train again")
