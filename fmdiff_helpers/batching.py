@@ -5,6 +5,7 @@ alone does all the work.
 """
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -27,7 +28,7 @@ def batch_size_on(device: torch.device) -> int:
     return {"cpu": 100, "cuda": 2000}.get(device.type, 500)
 
 
-def own_parts(parts: Iterable, shared: bool) -> dict[int, object]:
+def own_parts(parts: Iterable, shared: bool) -> dict[int, Any]:
     """Return the parts that this process works on, by their numbers: every num_processes-th if `shared`, else all."""
     state, numbered = this_process(), list(enumerate(parts))
     return dict(numbered[state.process_index :: state.num_processes] if shared else numbered)

@@ -16,6 +16,7 @@ import json
 import os
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -82,7 +83,8 @@ def upgrade(card: dict) -> dict:
     """Return a card in the form above; cards of version 0.1 had no kind, and were told apart by their keys."""
     if "kind" in card:
         return card
-    old = {"schedule": None, "target": "eps", "beta": None, "label_dropout": 0.0, "autoencoder": None} | card
+    old: dict[str, Any] = {"schedule": None, "target": "eps", "beta": None}
+    old |= {"label_dropout": 0.0, "autoencoder": None} | card
     schedule, target, kl_weight = (old.pop(key) for key in ("schedule", "target", "beta"))
     if schedule:
         kind, process = "denoiser", {"name": "diffusion.Diffusion", **schedule, "target": target}

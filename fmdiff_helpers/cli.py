@@ -334,7 +334,7 @@ def evaluate(
         drawer = load_drawer(name, *request, device) if draws else None
         autoencoder, judge = load_autoencoder(name, device), load_judge(device)
     columns = measure_columns(judge, n, range(seeds), drawer, autoencoder)
-    num_steps = drawer.num_steps or drawer.process.max_steps if card["kind"] == "denoiser" else None
+    num_steps = (drawer.num_steps or drawer.process.max_steps) if drawer and card["kind"] == "denoiser" else None
     if as_json:
         about = {"network": name, "n": n, "seeds": seeds, "steps": num_steps, "device": str(device)}
         about |= {} if guidance is None else {"guidance": guidance, "guide": guide}

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,10 +35,10 @@ class Drawer:
     processes of `accelerate launch` share the work: all of them must call `draw`, and all get all images.
     """
 
-    process: object
+    process: Any
     model: Callable
     num_steps: int | None = None
-    autoencoder: nn.Module | None = None
+    autoencoder: Any = None
     takes_labels: bool = True
     shared: bool = False
 
@@ -97,7 +98,7 @@ def load_autoencoder(name: Path | str, device: torch.device | str = "cpu") -> nn
     return load_pretrained(name, device) if card["kind"] == "autoencoder" else autoencoder_of(card, device)
 
 
-def autoencoder_of(card: dict, device: torch.device | str) -> nn.Module | None:
+def autoencoder_of(card: dict, device: torch.device | str) -> Any:
     """Return the autoencoder that a denoiser's card names, if any; WeightsError if it has changed since."""
     if card["autoencoder"] is None:
         return None

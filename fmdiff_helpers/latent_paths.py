@@ -78,7 +78,8 @@ def diffusion_path(
     def blended(x: Tensor, t: Tensor, _: None = None) -> Tensor:
         return torch.lerp(model(x, t, y[0]), model(x, t, y[1]), share.reshape(-1, *[1] * (x.ndim - 1)))
 
-    x = slerp(*(noise.expand(len(share), *noise.shape[1:]) for noise in noises), share)
+    start, end = (noise.expand(len(share), *noise.shape[1:]) for noise in noises)
+    x = slerp(start, end, share)
     return sample_ddim(blended, x, schedule, num_steps=num_steps, clip=math.inf)
 
 

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from fmdiff_helpers.batching import batch_size_on, gather_parts, own_parts
 from fmdiff_helpers.data import to_model, to_uint8
+from fmdiff_helpers.models.classifier import Classifier
 
 
 @torch.no_grad()
-def features(classifier: nn.Module, images: Tensor, shared: bool = False) -> Tensor:
+def features(classifier: Classifier, images: Tensor, shared: bool = False) -> Tensor:
     """Return the classifier's features of uint8 images (N, 1, 28, 28), as float64 (N, d) on the CPU.
 
     With `shared`, each process of `accelerate launch` computes a part: all processes must make the call, and each gets
@@ -30,13 +31,13 @@ def features(classifier: nn.Module, images: Tensor, shared: bool = False) -> Ten
 
 
 @torch.no_grad()
-def agreement(classifier: nn.Module, found: Tensor, labels: Tensor) -> float:
+def agreement(classifier: Classifier, found: Tensor, labels: Tensor) -> float:
     """Return the share of features (N, d) for which the classifier predicts the label (N,)."""
     logits = classifier.head(found.to(classifier.head.weight))
     return (logits.argmax(1) == labels.to(logits.device)).cpu().double().mean().item()
 
 
-def accuracy(classifier: nn.Module, images: Tensor, labels: Tensor) -> float:
+def accuracy(classifier: Classifier, images: Tensor, labels: Tensor) -> float:
     """Return the share of uint8 images (N, 1, 28, 28) for which the classifier predicts the label (N,)."""
     return agreement(classifier, features(classifier, images), labels)
 
@@ -121,7 +122,7 @@ class Judge:
     work: each makes the same calls with the same images and gets the same numbers. The start takes 25 s on a CPU core.
     """
 
-    def __init__(self, classifier: nn.Module, train_images: Tensor, test_images: Tensor):
+    def __init__(self, classifier: Classifier, train_images: Tensor, test_images: Tensor):
         self.classifier, self.train_images, self.test_images = classifier, train_images, test_images
         self.test_features = self.features(test_images)
         # One in twenty test images is nearer than this to a training image.

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,7 @@ def cosine(T: int, target: str) -> dict:
     return {"name": "diffusion.Diffusion", "beta": "cosine_beta", "T": T, "target": target}
 
 
-CARDS = {
+CARDS: dict[str, dict[str, Any]] = {
     "unet": new_card(
         "denoiser",
         "unet.UNet",

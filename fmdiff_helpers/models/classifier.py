@@ -12,6 +12,9 @@ class BatchNorm(nn.BatchNorm2d):
     PyTorch's SyncBatchNorm does this on GPUs only. (Ioffe & Szegedy 2015, algorithm 1)
     """
 
+    running_mean: Tensor
+    running_var: Tensor
+
     def forward(self, x: Tensor) -> Tensor:
         """Return a tensor of the same shape as x."""
         if not (self.training and distributed.is_initialized()):
