@@ -166,8 +166,8 @@ def test_latents_are_drawn_in_their_shape_without_a_clip_and_decoded_batch_by_ba
 
 def test_a_vae_alone_draws_by_decoding_standard_normal_latents(vae):
     """As its encoder's clouds are: not standardised, and so not by shift and scale. There is nothing to watch."""
-    seen = []
-    drawer = Drawer(VariationalPrior(0.1, (2, 7, 7), torch.device("cpu")), lambda z: seen.append(z) or vae.decode(z))
+    seen, prior = [], VariationalPrior(0.1, (2, 7, 7), torch.device("cpu"))
+    drawer = Drawer(prior, lambda z: seen.append(z) or prior.predictor(vae)(z))
     images = drawer.draw(102, seed=3, watch=lambda step: pytest.fail("shows a step"))
     assert [len(z) for z in seen] == [100, 2] and torch.cat(seen).equal(torch.randn(102, 2, 7, 7, generator=seeded(3)))
     assert images.shape == (102, 1, 28, 28) and images.equal(torch.cat([VAE.decode(vae, part) for part in seen]))
