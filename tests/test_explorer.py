@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import ipywidgets as widgets
 import numpy as np
 import pytest
+import torch
 from test_filmstrip import decode
 
 from fmdiff_helpers import explorer as module
@@ -22,6 +23,7 @@ class Counting(Explorer):
 
     def prepare(self) -> int:
         T = self.controls["T"].value
+        assert not torch.is_grad_enabled(), "or it would keep what gradients need"
         self.prepared.append(T)
         self.drawn.clear()
         self.locks.append(self.disabled())
