@@ -11,10 +11,11 @@ from network_checks import EXACT, normal
 from torch import nn
 from torch.testing import assert_close
 
+from fmdiff_helpers.batching import in_batches
+from fmdiff_helpers.cards import upgrade
 from fmdiff_helpers.checkpoints import load_pretrained, save_weights
 from fmdiff_helpers.data import load_fashion_mnist, to_model
 from fmdiff_helpers.models.attention_autoencoder import AttentionAutoencoder, AttentionBlock, ChannelAttention
-from fmdiff_helpers.samplers import in_batches
 from fmdiff_helpers.standin import draw_garments
 
 with_places_or_without = pytest.mark.parametrize("places", [False, True])
@@ -187,7 +188,7 @@ def test_shift_and_scale_lie_with_the_weights_and_are_not_trained(tmp_path, plac
     network.shift.copy_(normal(1, 8, 8))
     network.scale.copy_(normal(1, 8, 8, seed=1).exp())
     card = {"network": "attention_autoencoder.AttentionAutoencoder", "arguments": arguments}
-    save_weights(tmp_path / "weights.safetensors", network, card)
+    save_weights(tmp_path / "weights.safetensors", network, upgrade(card))
     loaded = load_pretrained(tmp_path)
     assert loaded.shift.equal(network.shift) and loaded.scale.equal(network.scale)
     assert loaded.shift.shape == loaded.scale.shape == (1, 8, 8)

@@ -12,8 +12,10 @@ from torch.testing import assert_close
 
 from fmdiff_helpers.data import to_model, to_uint8
 from fmdiff_helpers.diffusion import add_noise
+from fmdiff_helpers.drawing import Drawer
 from fmdiff_helpers.models.ideal import IdealDenoiser
-from fmdiff_helpers.samplers import generate, noise_predictor, sample_ddim, sample_ddpm
+from fmdiff_helpers.processes.diffusion import Diffusion
+from fmdiff_helpers.samplers import noise_predictor, sample_ddim, sample_ddpm
 from fmdiff_helpers.schedules import Schedule, cosine_beta
 from fmdiff_helpers.standin import draw_garments
 
@@ -131,8 +133,8 @@ def test_what_is_drawn_with_it_are_exact_copies(sampler, labelled):
 @pytest.mark.parametrize("num_steps", [None, 10])
 def test_in_float32_copies_are_the_same_images_to_the_last_grey_value(num_steps):
     images, _ = draw_garments(8)
-    model = noise_predictor(ideal(to_model(images)), COSINE)
-    samples = to_uint8(generate(model, COSINE, 12, num_steps=num_steps))
+    process = Diffusion(COSINE, target="x0")
+    samples = to_uint8(Drawer(process, process.predictor(ideal(to_model(images))), num_steps).draw(12))
     assert all(any(sample.equal(image) for image in images) for sample in samples)
 
 

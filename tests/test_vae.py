@@ -11,10 +11,11 @@ from torch.distributions import Normal
 from torch.distributions import kl_divergence as exact_kl
 from torch.testing import assert_close
 
-from fmdiff_helpers.checkpoints import PUBLISHED, load_pretrained, save_weights
+from fmdiff_helpers.batching import in_batches
+from fmdiff_helpers.cards import PUBLISHED, upgrade
+from fmdiff_helpers.checkpoints import load_pretrained, save_weights
 from fmdiff_helpers.data import load_fashion_mnist, to_model
 from fmdiff_helpers.models.vae import VAE, active_units, kl_divergence, reparameterize, vae_loss
-from fmdiff_helpers.samplers import in_batches
 from fmdiff_helpers.standin import draw_garments
 
 MU = torch.tensor([0.0, 1.5, -2.0, 0.3], dtype=torch.float64)
@@ -223,7 +224,7 @@ def test_shift_and_scale_lie_with_the_weights_and_are_not_trained(tmp_path, grid
     vae, path = made(**arguments), tmp_path / "weights.safetensors"
     vae.shift.copy_(normal(3, 1, 1))
     vae.scale.copy_(normal(3, 1, 1, seed=1).exp())
-    save_weights(path, vae, {"network": "vae.VAE", "arguments": arguments})
+    save_weights(path, vae, upgrade({"network": "vae.VAE", "arguments": arguments, "beta": 1.0}))
     loaded = load_pretrained(tmp_path)
     assert loaded.shift.equal(vae.shift) and loaded.scale.equal(vae.scale)
     assert not {"shift", "scale"} & {name for name, _ in vae.named_parameters()}
