@@ -159,7 +159,7 @@ class LatentExplorer(ChainExplorer):
     """
 
     height = 560
-    film_frames = 11  # noise does not compress: 18 kB a frame
+    film_frames = 10  # noise does not compress: 18 kB a frame
     opens_at = 0.5
 
     def __init__(self, drawer: "Drawer", seed: int = 0):
