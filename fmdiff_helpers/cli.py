@@ -218,8 +218,8 @@ def show_chain(what: str, name: str, out: Path, label: str, seed: int, num_steps
         save_figures(out, *chain_figures(drawer.autoencoder, path[:, 0], times, images, labels))
 
 
-@app.command()
-def show(
+@app.command("show")
+def show_latent(
     what: Annotated[str, typer.Argument(help="One of reconstructions, latents, path and loop.")],
     name: Network,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="WHAT.png if left out, loop.gif for a loop.")] = None,
