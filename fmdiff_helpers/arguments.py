@@ -20,7 +20,7 @@ Interval = Annotated[
     tuple[int, int] | None, typer.Option(help="The first and the last step that are guided; all if left out.")
 ]
 NumSteps = Annotated[
-    int | None, typer.Option("--steps", help="The number of steps. All steps, or if left out: DDPM; fewer: DDIM.")
+    int | None, typer.Option("--steps", help="The number of steps. DDPM if left out or all of them, DDIM if fewer.")
 ]
 
 

@@ -8,7 +8,7 @@ A card is a dict. These keys are always there, and no other module asks which ke
     process        how it learns and draws: "name" is MODULE.CLASS of fmdiff_helpers.processes, the rest its arguments
     label_dropout  share of the labels that training hides, so that the network learns to do without: 0 for none
     autoencoder    of a denoiser of latents: {"name": ..., "sha256": ...}; else None
-    recipe         what differs from `train.DEFAULTS`, and the steps
+    recipe         the steps, and values of `run.DEFAULTS`: only those that differ until `train` fills in the rest
 """
 
 import inspect

@@ -24,7 +24,7 @@ from fmdiff_helpers.arguments import (
 )
 from fmdiff_helpers.lab import find_lesson, has_browser, lab_arguments
 
-# The commands import what they need, because PyTorch takes seconds, which `fmdiff --help` need not wait.
+# Each command imports what it needs, so that `fmdiff --help` need not wait seconds for PyTorch.
 
 EPOCH = 58_000  # images: the training split without those for validation
 
@@ -51,7 +51,7 @@ def lab(
     browser = has_browser()
     if not browser:
         typer.echo("No browser here. Open the address below that starts with http://127.0.0.1 (it holds a token).")
-        typer.echo("From another computer, run there first: ssh -L PORT:127.0.0.1:PORT THIS_MACHINE, with its port.")
+        typer.echo("On another computer, first run there: ssh -L PORT:127.0.0.1:PORT THIS_MACHINE (PORT: see the address).")
     if os.environ.get("FMDIFF_DATA"):  # a kernel runs in notebooks/, where a relative path means another folder
         os.environ["FMDIFF_DATA"] = str(Path(os.environ["FMDIFF_DATA"]).expanduser().resolve())
     LabApp.launch_instance(argv=lab_arguments(path, port, browser))
@@ -166,7 +166,7 @@ def sample(
         raise fail(f"{name!r} draws in one step, with nothing to animate; let --out end in .png or .npz", 2)
     columns = len(CLASS_NAMES) if drawer.takes_labels and label is None else None
     if grid and (columns is None or out.suffix != ".png"):
-        raise fail("--grid wants a .png of all ten kinds: a network that takes labels, no --label, --out x.png", 2)
+        raise fail("--grid needs all ten kinds in a .png: a network that takes labels, no --label, --out x.png", 2)
     frames = []
     keep = (lambda step: frames.append(to_uint8(drawer.decode(step.xt)))) if animated else None
     images = to_uint8(drawer.draw(n, seed, y, keep))
@@ -305,7 +305,7 @@ def evaluate(
     """Compare samples with the test images, beside as many real images; or measure the accuracy of a classifier.
 
     An autoencoder, and a denoiser of its latents, also get the measures of real images that it reconstructs: no sample
-    can be better. `all` measures every row of the leaderboard, with the options that suit each network best.
+    can be better. `all` measures every row of the leaderboard; each row has its own options.
     """
     from fmdiff_helpers.batching import this_process
     from fmdiff_helpers.cards import build_process, read_card

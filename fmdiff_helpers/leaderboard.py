@@ -1,4 +1,4 @@
-"""Measure networks that draw; the leaderboard compares all published ones, each with the options that suit it best."""
+"""Measure networks that draw; the leaderboard compares the main published ones, with one or more sets of options each."""
 
 import json
 import time

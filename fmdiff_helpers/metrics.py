@@ -175,7 +175,7 @@ class Judge:
         return [self.distances(each) | {"copying": 0.05} for each in found]
 
     @torch.no_grad()
-    def ceiling(self, n: int, vae: nn.Module, seeds: Sequence[int] = (0, 1, 2)) -> list[dict[str, float]]:
+    def ceiling(self, n: int, autoencoder: nn.Module, seeds: Sequence[int] = (0, 1, 2)) -> list[dict[str, float]]:
         """Return the scores of n random training images that an autoencoder has encoded and decoded, for each seed.
 
         No denoiser in its latent space can be expected to do better. `squared_error` is a mean over pixels in [-1, 1].
@@ -183,7 +183,7 @@ class Judge:
         measures = []
         for seed in seeds:
             x0 = to_model(self.real(n, seed))
-            x_hat = torch.cat([vae.from_latent(vae.to_latent(x)) for x in x0.split(500)])
+            x_hat = torch.cat([autoencoder.from_latent(autoencoder.to_latent(x)) for x in x0.split(500)])
             found = self.features(to_uint8(x_hat))
             measures.append(self.distances(found) | {"squared_error": (x_hat - x0).square().mean().item()})
         return measures

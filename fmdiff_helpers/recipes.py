@@ -1,4 +1,4 @@
-"""Recipes: how each published network is built and trained, as the beginning of its card; behind `fmdiff train`."""
+"""Recipes: how the networks of `fmdiff train` are built and trained; each recipe is the beginning of a card."""
 
 from collections.abc import Callable
 from functools import partial
@@ -159,8 +159,12 @@ def training_parts(card: dict, images: Tensor, labels: Tensor, device: torch.dev
         loss = LabelLoss(loss, labelled, card["label_dropout"])
         draw = partial(draw_with_u, draw) if card["label_dropout"] else draw
     if card["autoencoder"]:  # its weights do not change, so each image is encoded once
-        vae, size = autoencoder_of(card, device), batch_size_on(device)
-        x = in_batches(lambda part: vae.to_latent(to_model(part.to(device))), images, batch_size=size, shared=True)
+        autoencoder, size = autoencoder_of(card, device), batch_size_on(device)
+
+        def encode(part: Tensor) -> Tensor:
+            return autoencoder.to_latent(to_model(part.to(device)))
+
+        x = in_batches(encode, images, batch_size=size, shared=True)
     x0, y = x[-NUM_VALIDATION:].to(device), labels[-NUM_VALIDATION:].to(device)
     x0 = x0 if x0.is_floating_point() else to_model(x0)
     y = None if card["kind"] == "denoiser" and not labelled else y

@@ -1,8 +1,9 @@
-"""The state of a training: its network, averaged weights, optimizer and history, and one method for each thing done.
+"""The state of a training (network, averaged weights, optimizer, history), and the methods that change it.
 
-A training needs two functions. `draw(x0, generator)` returns all the randomness of a step as tensors (B, ...), and
-`loss_fn(model, x0, y, *drawn)` the loss of each image (B,). Drawn apart from the loss, the same randomness can be
-split over several processes, or fixed once for validation. A loss with a memory is an nn.Module; checkpoints keep it.
+A training needs two functions. `draw(x0, generator)` returns all random numbers of a step as tensors (B, ...), and
+`loss_fn(model, x0, y, *drawn)` the loss of each image (B,). Because the loss draws nothing itself, its random numbers
+can be split over several processes, or be fixed for validation. A loss with a memory is an nn.Module; checkpoints keep
+it.
 """
 
 import copy
@@ -64,7 +65,7 @@ def learning_rate(step: int, steps: int, warmup: int, cycles: int = 1, floor: fl
 
 
 class Run:
-    """The state of a training: everything that a checkpoint holds, and one method for each thing that happens to it.
+    """Hold all that a checkpoint needs, with the methods that change it.
 
     `batch_size` counts the images of all processes together, so that a recipe means the same on every machine.
     """
@@ -90,7 +91,7 @@ class Run:
         self.remember()
 
     def average(self) -> None:
-        """Move the averaged parameters a little towards the current ones, by more at first, to forget the start."""
+        """Move the averaged parameters a little towards the current ones; more at first, to forget the initial weights."""
         decay = min(self.recipe["ema_decay"], (1 + self.step) / (10 + self.step)) if self.step > 1 else 0.0
         averaged, current = ([p.detach() for p in model.parameters()] for model in (self.ema.module, self.plain))
         # One call for all weights gains nothing on a CPU; a GPU gets one instruction in place of hundreds.
@@ -165,12 +166,12 @@ class Run:
         self.good = copy.deepcopy(self.state())
 
     def give_up(self, loss: float) -> None:
-        """Go back to the last good weights and say so."""
+        """Go back to the last good weights and raise FloatingPointError."""
         failed = self.step
         self.load_state(self.good)
         raise FloatingPointError(
-            f"the loss was {loss:.3g} and the weights not all finite after step {failed}; the network has its weights "
-            f"of step {self.step} again. Lower lr, which is {self.recipe['lr']:g}, or look for a division by 0"
+            f"the loss or a weight was not finite after step {failed} (loss {loss:.3g}); the network has its weights of "
+            f"step {self.step} again. Lower lr, which is {self.recipe['lr']:g}, or look for a division by 0"
         )
 
     def full_card(self) -> dict:

@@ -19,7 +19,7 @@ from fmdiff_helpers.run import DEFAULTS, Run
 
 
 def largest_batch(run: Run, x0: Tensor, y: Tensor) -> int:
-    """Halve the batch until its loss and gradient fit into memory; return how many images that is, 0 if none do.
+    """Halve the batch until its loss and gradient fit into memory; return how many images that is, 0 if not even one fits.
 
     Each process sees only its part of a batch; the number counts the images of all processes together.
     """
@@ -157,7 +157,7 @@ def keep_what_is_done(run: Run, validate: Callable, folder: Path) -> None:
     if run.accelerator.is_main_process:
         with on_sigterm(signal.SIG_IGN):
             write_checkpoint(run, folder)
-        print(f"Stopped at step {run.step} of {run.recipe['steps']}; do the same again to go on from there.")
+        print(f"Stopped at step {run.step} of {run.recipe['steps']}; run the same command or cell again to continue.")
     if not run.history or "validation" not in run.history[-1]:  # measure what is kept
         last = run.history.pop() if run.history else {"step": run.step}
         run.history.append(last | {"validation": run.validation(validate)})
@@ -179,7 +179,7 @@ def memory_advice(run: Run, images: Tensor, labels: Tensor) -> str:
     """Return a message: a batch does not fit into the device's memory, and which size does."""
     run.optimizer.zero_grad()
     fits = largest_batch(run, *run.next_batch(images, labels))
-    advice = f"batch_size={fits} does" if fits else "nor does a single one"
+    advice = f"batch_size={fits} fits" if fits else "not even one image fits"
     place = f"the memory of {run.accelerator.device}"
     return f"a batch of {run.recipe['batch_size']} images does not fit into {place}; {advice}"
 

@@ -109,7 +109,7 @@ class Stage(nn.Module):
 
 
 class UNet(nn.Module):
-    """Predict the noise in xt (B, channels, H, W) at step t (B,), in the same shape. (Ho et al. 2020, appendix B)
+    """Predict the noise in xt (B, channels, H, W) at step t (B,), or v, in the same shape. (Ho et al. 2020, appendix B)
 
     The levels have `width` times each of `mults` channels, from the outside in. First, each `patch` x `patch` pixels
     are folded into channels; H and W are multiples of `patch`. A level has `depth` stages on the way down and as many
@@ -157,7 +157,7 @@ class UNet(nn.Module):
             nn.Conv2d(width, patch**2 * channels, 3, padding=1),
             nn.PixelShuffle(patch),
         )
-        nn.init.zeros_(self.out[2].weight)  # the untrained network predicts "no noise", the best guess without data
+        nn.init.zeros_(self.out[2].weight)  # the untrained network predicts 0, the best guess without data
         nn.init.zeros_(self.out[2].bias)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:

@@ -10,11 +10,11 @@ Every process has
 
 and, if it draws,
 
-    device, shape                        where its random numbers come from, and the shape of what it draws
+    device, shape                        its random numbers' device, and the shape of what it draws without an autoencoder
     predictor(network)                   return what `sample` takes as its model
     sample(model, x, generator, num_steps, y=, clip=, watch=, progress=)
                                          walk from noise x ~ N(0, I) to samples, as `samplers` explains it
 
-A model is told t in units of `max_steps`; it may be a real number. These methods are all that training, the command and
-the leaderboard need to know. Two things are for chains with a schedule only: most explorers, and `fmdiff show path`.
+A model gets t on the scale from 0 to `max_steps`; it may be a real number. These methods are all that training, the command and
+the leaderboard need to know. Two things are for chains with a schedule only: most explorers, and `path` and `loop` of `fmdiff show`.
 """
