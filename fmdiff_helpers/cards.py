@@ -153,8 +153,10 @@ def read_card(name: str | Path) -> dict:
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
         missing = {"network", "arguments", "sha256", *(KEYS if "kind" in card else ())} - set(card)
-    except (OSError, ValueError, TypeError) as error:
+        is_whole = isinstance(card, dict) and not missing
+        found = with_absolute_path(upgrade(card), path.parent) if is_whole else card
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise WeightsError(f"{path} is missing or damaged ({error}); get the file again, or train anew") from None
-    if missing or not isinstance(card, dict):
+    if not is_whole:
         raise WeightsError(f"{path} is no card: it lacks {', '.join(sorted(missing))}; get it again, or train anew")
-    return with_absolute_path(upgrade(card), path.parent)
+    return found

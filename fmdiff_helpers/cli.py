@@ -51,7 +51,7 @@ def lab(
     browser = has_browser()
     if not browser:
         typer.echo("No browser here. Open the address below that starts with http://127.0.0.1 (it holds a token).")
-        typer.echo("On another computer, first run there: ssh -L PORT:127.0.0.1:PORT THIS_MACHINE (PORT: see the address).")
+        typer.echo("On another computer, first run there: ssh -L PORT:127.0.0.1:PORT THIS_MACHINE, with its port.")
     if os.environ.get("FMDIFF_DATA"):  # a kernel runs in notebooks/, where a relative path means another folder
         os.environ["FMDIFF_DATA"] = str(Path(os.environ["FMDIFF_DATA"]).expanduser().resolve())
     LabApp.launch_instance(argv=lab_arguments(path, port, browser))
@@ -109,8 +109,6 @@ def train(
     check_choice("--profile", profile, list(profiles(name)))
     check_at_least("--epochs", epochs, 0.01)
     check_at_least("--batch-size", batch_size, 1)
-    if autoencoder is not None and not CARDS[name]["autoencoder"]:
-        raise fail(f"--autoencoder is {autoencoder!r}, but {name} is trained on images; leave it out", 2)
     changes = {"batch_size": batch_size, "seed": seed} | profiles(name)[profile]
     if epochs is not None:
         changes["steps"] = max(1, round(epochs * EPOCH / batch_size))

@@ -78,12 +78,6 @@ def velocity(x0: Tensor, t: Tensor, eps: Tensor, schedule: Schedule) -> Tensor:
     return at(schedule.signal_scale, t, x0) * eps - at(schedule.noise_scale, t, x0) * x0
 
 
-def x0_from_v(xt: Tensor, t: Tensor, v: Tensor, schedule: Schedule) -> Tensor:
-    """Return the x0 implied by `xt` and its v. (Salimans & Ho 2022, section 4)"""
-    check_step(schedule, t, xt=xt, v=v)
-    return at(schedule.signal_scale, t, xt) * xt - at(schedule.noise_scale, t, xt) * v
-
-
 def eps_from_v(xt: Tensor, t: Tensor, v: Tensor, schedule: Schedule) -> Tensor:
     """Return the noise implied by `xt` and its v. (Salimans & Ho 2022, appendix D)"""
     check_step(schedule, t, xt=xt, v=v)

@@ -128,7 +128,7 @@ def check_request(name: Path | str, card: dict, max_steps: int, num_steps: int |
     if num_steps is not None and not 1 <= num_steps <= max_steps:
         raise ValueError(f"steps is {num_steps}; expected 1 to {max_steps}, the steps that {name!r} was trained with")
     if guidance is not None and not takes_labels(card):
-        raise ValueError(f"guidance is {guidance:g}, but {name!r} takes no labels to lead to; leave it out")
+        raise ValueError(f"guidance is {guidance:g}, but {name!r} takes no labels; leave it out")
     if guidance is not None and not 0 <= guidance < math.inf:
         raise ValueError(f"guidance is {guidance:g}; expected at least 0")
 
@@ -137,7 +137,7 @@ def check_guide(name: Path | str, card: dict, guide: Path | str | None) -> None:
     """Raise ValueError if guidance has no weaker prediction: training hid no labels, or the guide does not fit."""
     if guide is None:
         if not card["label_dropout"]:
-            raise ValueError(f"{name!r} never learned without labels; name a weaker network to lead it away from")
+            raise ValueError(f"{name!r} was never trained without labels; give a guide, a weaker network")
         return
     there = read_card(guide)
     # The targets may differ, because `predictor` turns all of them into the same prediction.

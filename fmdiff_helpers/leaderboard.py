@@ -1,4 +1,4 @@
-"""Measure networks that draw; the leaderboard compares the main published ones, with one or more sets of options each."""
+"""Measure networks that draw; the leaderboard compares the main published ones, some with several options."""
 
 import json
 import time

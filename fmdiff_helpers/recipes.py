@@ -199,11 +199,16 @@ def train_network(
     autoencoder: str | None = None,
     **changes: int,
 ) -> tuple[nn.Module, list[dict]]:
-    """Train a network of `CARDS`, from scratch or where `folder` left off, and return it with its history.
+    """Train a network of `CARDS`, from scratch or from the checkpoint in `folder`, and return it with its history.
 
     `autoencoder`, for a denoiser of latents, is a published one or a folder; the card's own if left out. `changes`
-    replace entries of the recipe, steps=2000 for example. Errors are those of `train`.
+    replace entries of the recipe, steps=2000 for example. ValueError for an unknown name, or for an
+    autoencoder that the network has no use for; the other errors are those of `train`.
     """
+    if name not in CARDS:
+        raise ValueError(f"name is {name!r}; expected one of {', '.join(CARDS)}")
+    if autoencoder is not None and not CARDS[name]["autoencoder"]:
+        raise ValueError(f"autoencoder is {str(autoencoder)!r}, but {name} is trained on images; leave it out")
     with this_process().local_main_process_first():  # on each machine one process downloads, the others find the files
         images, labels = load_fashion_mnist("train")
     recipe = CARDS[name]["recipe"] | profiles(name)["full"] | changes

@@ -91,7 +91,7 @@ class Run:
         self.remember()
 
     def average(self) -> None:
-        """Move the averaged parameters a little towards the current ones; more at first, to forget the initial weights."""
+        """Move the averaged parameters a little towards the current ones; more at first, to forget the beginning."""
         decay = min(self.recipe["ema_decay"], (1 + self.step) / (10 + self.step)) if self.step > 1 else 0.0
         averaged, current = ([p.detach() for p in model.parameters()] for model in (self.ema.module, self.plain))
         # One call for all weights gains nothing on a CPU; a GPU gets one instruction in place of hundreds.
@@ -170,8 +170,8 @@ class Run:
         failed = self.step
         self.load_state(self.good)
         raise FloatingPointError(
-            f"the loss or a weight was not finite after step {failed} (loss {loss:.3g}); the network has its weights of "
-            f"step {self.step} again. Lower lr, which is {self.recipe['lr']:g}, or look for a division by 0"
+            f"the loss or a weight was not finite after step {failed} (loss {loss:.3g}); the network has its weights "
+            f"of step {self.step} again. Lower lr, which is {self.recipe['lr']:g}, or look for a division by 0"
         )
 
     def full_card(self) -> dict:

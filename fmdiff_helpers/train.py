@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from fmdiff_helpers.batching import this_process
-from fmdiff_helpers.cards import upgrade
+from fmdiff_helpers.cards import KEYS, upgrade
 from fmdiff_helpers.checkpoints import load_pretrained, save_weights, write_atomically
 from fmdiff_helpers.run import DEFAULTS, Run
 
 
 def largest_batch(run: Run, x0: Tensor, y: Tensor) -> int:
-    """Halve the batch until its loss and gradient fit into memory; return how many images that is, 0 if not even one fits.
+    """Halve the batch until its loss and gradient fit into memory; return its size, 0 if not even one image fits.
 
     Each process sees only its part of a batch; the number counts the images of all processes together.
     """
@@ -194,10 +194,14 @@ def lost_peer(run: Run, error: RuntimeError) -> bool:
 def begin(model: nn.Module, loss_fn: Callable, draw: Callable, card: dict, folder: Path) -> Run:
     """Return a new Run, or the one that the checkpoint in `folder` goes on with."""
     run = Run(model, loss_fn, draw, card)
-    if (folder / "checkpoint.pt").exists():
-        resume(run, folder / "checkpoint.pt")
-    if run.accelerator.num_processes > 1:
-        check_together(run, folder)
+    try:
+        if (folder / "checkpoint.pt").exists():
+            resume(run, folder / "checkpoint.pt")
+        if run.accelerator.num_processes > 1:
+            check_together(run, folder)
+    except ValueError:
+        release(run)
+        raise
     return run
 
 
@@ -219,17 +223,21 @@ def train(
 ) -> list[dict]:
     """Train `model`, leave the best averaged weights in it and in `folder`, and return the history of the loss.
 
-    `data` are images uint8 (N, 1, 28, 28), or latents, and labels (N,); `card` names the network (see `cards.build`)
-    and its "recipe": the steps and whatever differs from `DEFAULTS`. Every `every` steps `validate(model)` returns the
-    validation loss as {"loss": ..., ...}, the averaged weights are kept if it is the lowest so far, and a checkpoint is
-    written, from which the same call goes on. Ctrl-C, SIGTERM or stopping the cell keeps what is done and validates it.
+    `data` are images uint8 (N, 1, 28, 28), or latents, and labels (N,); `card` has the keys that `fmdiff_helpers.cards`
+    lists, its "recipe" the steps and whatever differs from `DEFAULTS`. Every `every` steps `validate(model)` returns
+    the validation loss as {"loss": ..., ...}, the averaged weights are kept if it is the lowest so far, and a
+    checkpoint is written, from which the same call goes on. Ctrl-C, SIGTERM or stopping the cell keeps what is done and
+    validates it.
     `report` is called with the `Run` whenever its history grows.
 
-    ValueError for a recipe that makes no sense, a checkpoint of another one, or machines that do not share `folder`;
+    ValueError for a card or a recipe that makes no sense, a checkpoint of another one, or machines that do not share
+    `folder`;
     FloatingPointError where the loss is not finite; MemoryError, with the batch that fits, where the device has not
     enough; ConnectionError where another process of the same launch has ended.
     """
     folder = Path(folder)
+    if missing := set(KEYS) - card.keys():
+        raise ValueError(f"the card lacks {', '.join(sorted(missing))}; see fmdiff_helpers.cards")
     run = begin(model, loss_fn, draw, card | {"recipe": check_recipe(card["recipe"], len(data[0]))}, folder)
     images, labels = (values.to(run.accelerator.device) for values in data)
     was_training, out_of_memory = model.training, False

@@ -188,8 +188,15 @@ def test_where_nothing_is_published_the_error_says_so_and_an_installed_package_s
         load_pretrained("unet")
 
 
+OLD = '{"network": "vae.VAE", "arguments": {}, "sha256": "0", '
+
+
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"no json", b'{"network": "class', b"\0" * 100, b'{"network": "\xff"}', None, b"null", b"3"]
+    "content",
+    [
+        *(b"", b"{", b"no json", b'{"network": "class', b"\0" * 100, b'{"network": "\xff"}', None, b"null", b"3"),
+        *(f"{OLD}{entry}}}".encode() for entry in ('"autoencoder": "vae"', '"recipe": null', '"schedule": 3')),
+    ],
 )
 def test_a_damaged_or_missing_card_is_an_error_that_names_it(published, content):
     path = published.parent / "run" / "weights.json"

@@ -298,7 +298,7 @@ def test_an_interval_of_all_steps_is_none_and_one_of_no_step_that_is_taken_is_no
         ("vae", {"num_steps": 3}, "steps is 3, but '{}' draws in one step; leave it out"),
         ("unet", {"num_steps": 0}, "steps is 0; expected 1 to 8, the steps that '{}' was trained with"),
         ("unet", {"num_steps": 9}, "steps is 9; expected 1 to 8"),
-        ("unet", {"guidance": 2.0}, "guidance is 2, but '{}' takes no labels to lead to; leave it out"),
+        ("unet", {"guidance": 2.0}, "guidance is 2, but '{}' takes no labels; leave it out"),
         ("vae", {"guidance": 2.0}, "guidance is 2, but '{}' takes no labels"),
         ("patch_unet", {"guidance": -0.5}, "guidance is -0.5; expected at least 0"),
         ("patch_unet", {"guidance": math.inf}, "guidance is inf; expected at least 0"),
@@ -312,7 +312,7 @@ def test_an_interval_of_all_steps_is_none_and_one_of_no_step_that_is_taken_is_no
         ),
         ("patch_unet", {"guidance": 2.0, "interval": (-1, 2)}, "interval is (-1, 2); expected two"),
         ("patch_unet", {"guidance": 2.0, "interval": (0, 8)}, "interval is (0, 8); expected two"),
-        ("transformer", {"guidance": 1}, "'{}' never learned without labels; name a weaker network to lead it away"),
+        ("transformer", {"guidance": 1}, "'{}' was never trained without labels; give a guide, a weaker network"),
     ],
 )
 def test_a_request_that_cannot_be_fulfilled_is_an_error_that_names_it(folder, name, options, words):

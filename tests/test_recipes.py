@@ -62,6 +62,20 @@ def test_every_card_builds_a_network_for_its_images_and_has_recipes_that_make_se
     assert all(each["steps"] % each["every"] == 0 for each in recipe)
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("unett", {}, "name is 'unett'; expected one of unet, transformer, vae"),
+        ("unet", {"autoencoder": "vae"}, "autoencoder is 'vae', but unet is trained on images; leave it out"),
+        ("classifier", {"autoencoder": ""}, "autoencoder is '', but classifier is trained on images; leave it out"),
+    ],
+)
+def test_a_wrong_request_is_refused_before_anything_is_read_or_written(tmp_path, name, options, words):
+    with pytest.raises(ValueError, match=words):
+        recipes.train_network(name, tmp_path / "run", **options)
+    assert not list(tmp_path.iterdir())
+
+
 def test_there_are_five_denoisers_of_the_noise_of_x0_and_of_v_two_autoencoders_and_the_classifier():
     """Their T, target, share of labels that is dropped, and autoencoder."""
     found = {

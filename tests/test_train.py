@@ -478,7 +478,7 @@ def breaking(number: int, value: float):
 @pytest.mark.parametrize("value", ["nan", "inf"])
 def test_a_loss_that_is_not_finite_is_an_error_and_the_last_good_weights_are_back(tmp_path, goes_on, value):
     good, model = [], fresh()
-    words = rf"{value} .* after step 8; .* step 4 again. Lower lr, which is 0\.01"
+    words = rf"after step 8 \(loss {value}\); .* step 4 again. Lower lr, which is 0\.01"
     with pytest.raises(FloatingPointError, match=words):
         fit(tmp_path, model, breaking(6, float(value)), report=lambda run: good.append(copy.deepcopy(model)))
     assert len(good) == 1 and same_weights(model, good[0])
@@ -499,7 +499,7 @@ def test_weights_that_are_not_finite_are_an_error_even_where_the_loss_is(tmp_pat
         return loss_fn(model, x0, *arguments) + (slope if next(calls) == 6 else 0)
 
     model = fresh()
-    with pytest.raises(FloatingPointError, match=r"after step 6; .* weights of step 4 again"):
+    with pytest.raises(FloatingPointError, match=r"after step 6 \(loss .*\); .* weights of step 4 again"):
         fit(tmp_path, model, breaks)
     assert flat(model).isfinite().all()
 
@@ -519,7 +519,7 @@ def test_out_of_memory_is_an_error_that_names_a_batch_that_fits(tmp_path, batch_
         return loss_fn(model, x0, *arguments)
 
     gc.collect()
-    words = f"batch_size={fits} does" if fits else "nor does a single one"
+    words = f"batch_size={fits} fits" if fits else "not even one image fits"
     with pytest.raises(MemoryError, match=rf"a batch of {batch_size} images .*{words}"):
         fit(tmp_path, loss_fn=loss, batch_size=batch_size)
     assert alive and not any(alive)

@@ -10,11 +10,12 @@ Every process has
 
 and, if it draws,
 
-    device, shape                        its random numbers' device, and the shape of what it draws without an autoencoder
+    device, shape                        of its random numbers; of what it draws where there is no autoencoder
     predictor(network)                   return what `sample` takes as its model
     sample(model, x, generator, num_steps, y=, clip=, watch=, progress=)
                                          walk from noise x ~ N(0, I) to samples, as `samplers` explains it
 
-A model gets t on the scale from 0 to `max_steps`; it may be a real number. These methods are all that training, the command and
-the leaderboard need to know. Two things are for chains with a schedule only: most explorers, and `path` and `loop` of `fmdiff show`.
+A model gets t on the scale from 0 to `max_steps`; it may be a real number. These methods are all that training, the
+command and the leaderboard need to know. Two things are for chains with a schedule only: most explorers, and `path` and
+`loop` of `fmdiff show`.
 """
