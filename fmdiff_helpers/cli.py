@@ -24,7 +24,8 @@ from fmdiff_helpers.arguments import (
 )
 from fmdiff_helpers.lab import find_lesson, has_browser, lab_arguments
 
-# Each command imports what it needs, so that `fmdiff --help` need not wait seconds for PyTorch.
+# Each command imports what it needs, so that `fmdiff --help` need not wait seconds for PyTorch. `sample` and `evaluate`
+# are long, because their imports and checks stand in the order in which a user meets them.
 
 EPOCH = 58_000  # images: the training split without those for validation
 
