@@ -2,6 +2,7 @@
 
 import math
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,6 +56,14 @@ def check_place(out: Path, folder: bool) -> None:
     if found.is_dir() != (folder or is_new) or not os.access(found, os.W_OK):
         kind = "folder" if folder else "file"
         raise fail(f"--out is {out}; name a {kind} in a folder that you may write to", 2)
+
+
+def typed(folder: Path) -> str:
+    """Return a folder as one types it in a command: quoted, and with a slash, so that it means no published network."""
+    from fmdiff_helpers.cards import is_place
+
+    text = str(folder)
+    return shlex.quote(text if is_place(text) else f"./{text}")
 
 
 @contextmanager

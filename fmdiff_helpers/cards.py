@@ -11,9 +11,11 @@ A card is a dict. These keys are always there, and no other module asks which ke
     recipe         the steps, and values of `run.DEFAULTS`: only those that differ until `train` fills in the rest
 """
 
+import hashlib
 import inspect
 import json
 import os
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -124,32 +126,70 @@ def to_json(card: dict, folder: Path) -> str:
     return json.dumps(with_relative_path(card, folder), indent=1) + "\n"
 
 
+def is_place(name: str | Path) -> bool:
+    """Tell whether a name means a place on the disk, because it is a Path or has a slash in it."""
+    return isinstance(name, Path) or "/" in name or os.sep in name
+
+
+def weights_at(place: Path) -> Path:
+    """Return the path of the weights at a place: a .safetensors file itself, or that in a folder of a training."""
+    return place if place.suffix == ".safetensors" else place / "weights.safetensors"
+
+
 def find_weights(name: str | Path) -> Path:
     """Return the .safetensors file of a published network, or of a folder that a training wrote.
 
-    If both exist, a str means the published network and a Path the folder. WeightsError if there is none.
+    A Path, or a text with a slash such as "./unet", means a folder or a .safetensors file. Any other text means the
+    published network of this name or, if there is none, a folder. WeightsError if there is neither, or both.
     """
-    published, own = PUBLISHED / f"{name}.safetensors", Path(name) / "weights.safetensors"
-    for path in (own, published) if isinstance(name, Path) else (published, own):
-        if path.is_file():
-            return path
-    if not PUBLISHED.is_dir():
+    published, own = PUBLISHED / f"{name}.safetensors", weights_at(Path(name))
+    if is_place(name) or not published.is_file():
+        if not own.is_file():
+            raise WeightsError(missing_weights(name))
+        return own
+    if own.is_file():
         raise WeightsError(
+            f"{name!r} is the name of a published network and of a folder here; say ./{name} for the folder, or "
+            f"{published} for the published network"
+        )
+    return published
+
+
+def missing_weights(name: str | Path) -> str:
+    """Return a message: there are no weights of this name, and what to do."""
+    if (Path(name) / "checkpoint.pt").is_file():
+        return (
+            f"the training in {str(name)!r} has no weights yet, or lost them; run its `fmdiff train` again, which goes "
+            "on from its checkpoint"
+        )
+    if not PUBLISHED.is_dir():
+        return (
             f"there are no weights {str(name)!r}: the installed package does not hold the published networks; work in "
             "a copy of the repository, which has them in data/weights, or name a folder of `fmdiff train`"
         )
     known = ", ".join(sorted(file.stem for file in PUBLISHED.glob("*.safetensors"))) or "none yet"
-    raise WeightsError(
-        f"there are no weights {str(name)!r}; published are: {known}; or name a folder of `fmdiff train`"
-    )
+    return f"there are no weights {str(name)!r}; published are: {known}; or name a folder of `fmdiff train`"
 
 
-def read_card(name: str | Path) -> dict:
-    """Return the card of a published network, or of a folder that a training wrote; WeightsError if there is none.
+def name_of(weights: Path) -> str:
+    """Return what a card calls a .safetensors file: the name of a published network, or an absolute path."""
+    folder = weights.parent if weights.name == "weights.safetensors" else weights
+    return weights.stem if weights.parent == PUBLISHED else str(folder.resolve())
 
-    If its autoencoder is a folder, the card names its absolute path.
-    """
-    path = find_weights(name).with_suffix(".json")
+
+def published_first(name: str) -> str | Path:
+    """Return what a card or recipe means by a name: the published network, whatever folders are here, or a folder."""
+    published = PUBLISHED / f"{name}.safetensors"
+    return published if not is_place(name) and published.is_file() else name
+
+
+def next_card(weights: Path) -> Path:
+    """Return where a writer puts a new card before it exchanges first the weights and then the card."""
+    return weights.with_name(f".{weights.stem}.next.json")
+
+
+def parse_card(path: Path) -> dict:
+    """Return the card in a file, in today's form; WeightsError if it is missing or damaged."""
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
         missing = {"network", "arguments", "sha256", *(KEYS if "kind" in card else ())} - set(card)
@@ -160,3 +200,17 @@ def read_card(name: str | Path) -> dict:
     if not is_whole:
         raise WeightsError(f"{path} is no card: it lacks {', '.join(sorted(missing))}; get it again, or train anew")
     return found
+
+
+def read_card(name: str | Path) -> dict:
+    """Return the card of a published network, or of a folder that a training wrote; WeightsError if there is none.
+
+    If its autoencoder is a folder, the card names its absolute path.
+    """
+    weights = find_weights(name)
+    if next_card(weights).is_file():  # a writer is at work, or was killed: it may have exchanged the weights already
+        with suppress(WeightsError):  # it has just ended
+            card = parse_card(next_card(weights))
+            if card["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest():
+                return card
+    return parse_card(weights.with_suffix(".json"))

@@ -21,6 +21,7 @@ from fmdiff_helpers.arguments import (
     fail,
     is_first,
     plain_errors,
+    typed,
 )
 from fmdiff_helpers.lab import find_lesson, has_browser, lab_arguments
 
@@ -100,7 +101,9 @@ def train(
     autoencoder: Annotated[
         str | None, typer.Option(help="For a denoiser of latents: a published autoencoder, or a folder.")
     ] = None,
-    pictures: Annotated[bool, typer.Option("--pictures", help="Draw samples after each epoch, into --out.")] = False,
+    pictures: Annotated[
+        bool, typer.Option("--pictures", help="Draw samples after each validation, into --out.")
+    ] = False,
 ) -> None:
     """Train a network by its recipe. After a stop, the same command continues from the last checkpoint."""
     from fmdiff_helpers.cards import build_process
@@ -120,14 +123,14 @@ def train(
 
         if max_steps < 2:
             raise fail(f"--pictures is for networks that draw step by step, but {name} does not; leave it out", 2)
-        changes = {"every": max(1, EPOCH // batch_size)} | changes
         options = {"report": Results(folder)} if is_first() else {}
     with plain_errors():
         _, history = train_network(name, folder, autoencoder=autoencoder, **options, **changes)
     if history[-1]["step"] < changes["steps"]:
         raise typer.Exit(130)  # the exit code of shells for "interrupted"
     typer.echo(f"{folder}: validation loss {history[-1]['validation']['loss']:.4f} after {changes['steps']} steps.")
-    typer.echo(f"Next: fmdiff evaluate {folder}" + (f", or fmdiff sample {folder}" if max_steps else ""))
+    place = typed(folder)
+    typer.echo(f"Next: fmdiff evaluate {place}" + (f", or fmdiff sample {place}" if max_steps else ""))
 
 
 @app.command()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fmdiff_helpers.batching import in_batches, this_process
-from fmdiff_helpers.cards import WeightsError, build_process, class_name, read_card, takes_labels
+from fmdiff_helpers.cards import WeightsError, build_process, class_name, published_first, read_card, takes_labels
 from fmdiff_helpers.checkpoints import load_pretrained
 from fmdiff_helpers.data import CLASS_NAMES
 from fmdiff_helpers.guidance import guided
@@ -102,11 +102,11 @@ def autoencoder_of(card: dict, device: torch.device | str) -> Any:
     """Return the autoencoder that a denoiser's card names, if any; WeightsError if it has changed since."""
     if card["autoencoder"] is None:
         return None
-    name, expected = card["autoencoder"]["name"], card["autoencoder"]["sha256"]
+    name, expected = published_first(card["autoencoder"]["name"]), card["autoencoder"]["sha256"]
     found = read_card(name)["sha256"]
     if found != expected:
         raise WeightsError(
-            f"this denoiser was trained in the latent of {name!r} with sha256 {expected}, found {found}; "
+            f"this denoiser was trained in the latent of {str(name)!r} with sha256 {expected}, found {found}; "
             "put those weights back, or train the denoiser anew"
         )
     return load_pretrained(name, device)

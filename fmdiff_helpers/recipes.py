@@ -9,11 +9,22 @@ import torch
 from torch import Tensor, nn
 
 from fmdiff_helpers.batching import batch_size_on, in_batches, this_process
-from fmdiff_helpers.cards import build, build_process, class_name, find_weights, latent_shape, read_card, takes_labels
+from fmdiff_helpers.cards import (
+    build,
+    build_process,
+    class_name,
+    find_weights,
+    latent_shape,
+    name_of,
+    published_first,
+    read_card,
+    takes_labels,
+)
 from fmdiff_helpers.data import describe_data, is_there, load_fashion_mnist, raw_folder, to_model
 from fmdiff_helpers.drawing import autoencoder_of
+from fmdiff_helpers.endings import only_writer
 from fmdiff_helpers.guidance import drop_labels
-from fmdiff_helpers.train import Run, train
+from fmdiff_helpers.train import Run, check_folder, check_recipe, train
 
 NUM_VALIDATION = 2000  # the last images of the training split; no training and no choice ever uses the test split
 
@@ -177,7 +188,7 @@ def run_folder(name: str, epochs: float) -> Path:
     return Path("runs") / f"{name}_{epochs}_epochs{'' if is_there(raw_folder()) else '_standin'}"
 
 
-def describe_autoencoder(name: str, shape: tuple[int, ...]) -> dict[str, str]:
+def describe_autoencoder(name: Path | str, shape: tuple[int, ...]) -> dict[str, str]:
     """Return the entry "autoencoder" of a denoiser's card: its name, or absolute folder, and its sha256.
 
     ValueError unless its latents have this shape.
@@ -187,16 +198,14 @@ def describe_autoencoder(name: str, shape: tuple[int, ...]) -> dict[str, str]:
         raise ValueError(f"{name!r} is a {class_name(found)}; expected an autoencoder")
     if latent_shape(found) != shape:
         raise ValueError(f"latents of {name!r} are {latent_shape(found)}; expected {shape}, as the denoiser has them")
-    weights = find_weights(name)
-    place = str(weights.parent.resolve()) if weights.name == "weights.safetensors" else name
-    return {"name": place, "sha256": found["sha256"]}
+    return {"name": name_of(find_weights(name)), "sha256": found["sha256"]}
 
 
 def train_network(
     name: str,
     folder: Path | str,
     report: Callable[[Run], None] = lambda run: None,
-    autoencoder: str | None = None,
+    autoencoder: Path | str | None = None,
     **changes: int,
 ) -> tuple[nn.Module, list[dict]]:
     """Train a network of `CARDS`, from scratch or from the checkpoint in `folder`, and return it with its history.
@@ -212,12 +221,15 @@ def train_network(
     with this_process().local_main_process_first():  # on each machine one process downloads, the others find the files
         images, labels = load_fashion_mnist("train")
     recipe = CARDS[name]["recipe"] | profiles(name)["full"] | changes
-    card = CARDS[name] | {"recipe": recipe, "data": describe_data()}
+    card = CARDS[name] | {"data": describe_data()}
     if card["autoencoder"]:
         shape = latent_shape(CARDS[card["autoencoder"]])
-        card["autoencoder"] = describe_autoencoder(str(autoencoder or card["autoencoder"]), shape)
+        card["autoencoder"] = describe_autoencoder(autoencoder or published_first(card["autoencoder"]), shape)
+    card["recipe"] = check_recipe(recipe, len(images) - NUM_VALIDATION)
     with torch.random.fork_rng(devices=[]):  # the seed decides the first weights; the caller's random numbers stay
-        torch.default_generator.manual_seed(card["recipe"].get("seed", 0))
+        torch.default_generator.manual_seed(card["recipe"]["seed"])
         model = build(card)
-    parts = training_parts(card, images, labels, this_process().device)
-    return model, train(model, *parts, folder, card, report)
+    with only_writer(Path(folder)):
+        check_folder(Path(folder), card)  # before all images are encoded
+        parts = training_parts(card, images, labels, this_process().device)
+        return model, train(model, *parts, folder, card, report)

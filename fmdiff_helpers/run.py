@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 from fmdiff_helpers.batching import this_process
 from fmdiff_helpers.data import to_model
+from fmdiff_helpers.endings import Signals
 
 REPORT_EVERY = 50  # steps between two points of the loss curve
 # A recipe that leaves these out means these. `lr` is the highest learning rate, reached after `warmup` steps. Then the
@@ -88,6 +89,8 @@ class Run:
         self.ema.eval()
         self.generator = torch.Generator(self.accelerator.device)
         self.step, self.epoch, self.seconds, self.history = 0, None, 0.0, []
+        self.since, self.total = 0, 0.0  # the step of the last point of the loss curve, and the sum of the losses since
+        self.best = None  # the averaged weights of the lowest validation loss, and their card
         self.remember()
 
     def average(self) -> None:
@@ -139,27 +142,57 @@ class Run:
         with torch.no_grad():
             return validate(self.ema.module)
 
-    def advance(self, images: Tensor, labels: Tensor, validate: Callable, bar: tqdm) -> dict:
-        """Take steps up to the next point of the loss curve and return it; FloatingPointError if it is not finite."""
-        start, every = time.monotonic(), self.recipe["every"]
-        first, total = self.step, 0.0
-        ends = (first - first % stride + stride for stride in (REPORT_EVERY, every))
-        end = min(*ends, self.recipe["steps"])
+    def next_point(self) -> int:
+        """Return the step of the next point of the loss curve."""
+        ends = (self.since - self.since % stride + stride for stride in (REPORT_EVERY, self.recipe["every"]))
+        return min(*ends, self.recipe["steps"])
+
+    def mean_loss(self) -> float:
+        """Return the mean training loss since the last point, over all processes."""
+        total = torch.as_tensor(self.total, device=self.accelerator.device)
+        return self.accelerator.reduce(total, "mean").item() / (self.step - self.since)
+
+    def advance(self, images: Tensor, labels: Tensor, validate: Callable, signals: Signals, bar: tqdm) -> dict:
+        """Take steps up to the next point of the loss curve and return it; FloatingPointError if it is not finite.
+
+        A signal to end lets it finish its step and raises KeyboardInterrupt.
+        """
+        start, end = time.monotonic(), self.next_point()
         while self.step < end:
-            total += self.train_step(*self.next_batch(images, labels))
+            self.total += self.train_step(*self.next_batch(images, labels))
             bar.update()
-        loss = self.accelerator.reduce(total, "mean").item() / (end - first)
+            if signals.asked:
+                self.seconds += time.monotonic() - start
+                self.remember()
+                raise KeyboardInterrupt
+        loss = self.mean_loss()
         finite = torch.stack([p.isfinite().all() for p in self.plain.parameters()]).all()  # one wait for the GPU
         if not (math.isfinite(loss) and finite):
             self.give_up(loss)
         point = {"step": end, "loss": loss}
-        if end % every == 0 or end == self.recipe["steps"]:
-            point["validation"] = self.validation(validate)
-            if not math.isfinite(point["validation"]["loss"]):
-                self.give_up(point["validation"]["loss"])
+        if end % self.recipe["every"] == 0 or end == self.recipe["steps"]:
+            point["validation"] = self.validate_or_stop(validate, signals)
         self.seconds += time.monotonic() - start
         self.history.append(point)
+        self.since, self.total = end, 0.0
+        if "validation" in point and point["validation"]["loss"] <= min(self.validation_losses()):
+            self.best = copy.deepcopy({"weights": self.ema.module.state_dict(), "card": self.full_card()})
         return point
+
+    def validate_or_stop(self, validate: Callable, signals: Signals) -> dict:
+        """Return what `validate` measures; a signal stops this at once, and keeps all steps."""
+        before = self.good
+        self.remember()
+        with signals.at_once():
+            found = self.validation(validate)
+        if not math.isfinite(found["loss"]):
+            self.good = before
+            self.give_up(found["loss"])
+        return found
+
+    def validation_losses(self) -> list[float]:
+        """Return the validation losses so far."""
+        return [point["validation"]["loss"] for point in self.history if "validation" in point]
 
     def remember(self) -> None:
         """Keep a copy of the state, to go back to if the next steps fail or are interrupted."""
@@ -187,6 +220,9 @@ class Run:
             "step": self.step,
             "seconds": self.seconds,
             "history": self.history,
+            "since": self.since,
+            "total": float(self.total),
+            "best": self.best,
             "model": self.plain.state_dict(),
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -198,6 +234,8 @@ class Run:
     def load_state(self, state: dict) -> None:
         """Go on from `state`, which may come from another kind of machine: what only one of the two has is left out."""
         self.step, self.seconds, self.history = state["step"], state["seconds"], list(state["history"])
+        # Checkpoints of earlier versions were written at points only, and left the best weights to their own file.
+        self.since, self.total, self.best = state.get("since", self.step), state.get("total", 0.0), state.get("best")
         self.plain.load_state_dict(state["model"])
         self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])

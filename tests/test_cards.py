@@ -158,14 +158,36 @@ def published(tmp_path, monkeypatch) -> Path:
     return folder
 
 
-def test_a_folder_goes_by_its_path_or_name_and_a_published_network_by_its_name(published, tmp_path):
+def test_a_name_means_what_is_published_or_a_folder_and_is_refused_if_it_is_both(published, tmp_path):
     folder = tmp_path / "run"
-    for name in (folder, str(folder), "run", f"{folder}/"):
+    for name in (folder, str(folder), "run", f"{folder}/", "./run", folder / "weights.safetensors"):
         assert find_weights(name).resolve() == folder / "weights.safetensors"
+    assert find_weights("small") == find_weights(published / "small.safetensors") == published / "small.safetensors"
     shutil.copytree(folder, tmp_path / "small")
-    assert find_weights(Path("small")) == Path("small") / "weights.safetensors", "a Path is a folder first"
-    assert find_weights("small") == published / "small.safetensors"
-    assert read_card("small")["network"] == "classifier.Classifier"
+    for place in ("./small", Path("small"), tmp_path / "small", str(tmp_path / "small")):
+        assert find_weights(place).resolve() == tmp_path / "small" / "weights.safetensors"
+    with pytest.raises(WeightsError) as error:
+        load_pretrained("small")
+    assert f"say ./small for the folder, or {published / 'small.safetensors'} for the published" in str(error.value)
+
+
+def test_what_has_a_slash_is_never_a_published_network(published):
+    for place in ("./small", Path("small"), f"{published.parent}/small"):
+        with pytest.raises(WeightsError, match="there are no weights"):
+            find_weights(place)
+
+
+def test_an_autoencoder_that_a_card_names_is_the_published_one_whatever_folders_are_here(published, tmp_path):
+    shutil.copytree(tmp_path / "run", tmp_path / "small")
+    assert cards.published_first("small") == published / "small.safetensors"
+    assert [cards.published_first(name) for name in ("./small", "run")] == ["./small", "run"]
+
+
+def test_a_folder_whose_training_has_no_weights_yet_is_told_from_one_that_has_none(published, tmp_path):
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "checkpoint.pt").touch()
+    with pytest.raises(WeightsError, match="the training in 'begun' has no weights yet, or lost them; run its"):
+        find_weights("begun")
 
 
 @pytest.mark.parametrize("function", [find_weights, read_card, load_pretrained])

@@ -4,15 +4,18 @@ import hashlib
 import json
 import os
 import pickle
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_training import CLASSIFIER
+from small_training import CLASSIFIER, at_call, fresh, same_weights
 from torch import nn
 
-from fmdiff_helpers import cards
+from fmdiff_helpers import cards, checkpoints
 from fmdiff_helpers.cards import WeightsError, build, find_weights, read_card
 from fmdiff_helpers.checkpoints import load_pretrained, save_weights
 from fmdiff_helpers.checkpoints import write_atomically as write
@@ -94,7 +97,7 @@ def test_another_file_than_the_cards_is_an_error_with_both_checksums(saved):
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     with pytest.raises(WeightsError, match=f"expected sha256 {expected}, found {found}") as error:
         load_pretrained(folder)
-    assert str(path) in str(error.value) and "train anew" in str(error.value)
+    assert str(path) in str(error.value) and "run the same `fmdiff train` again" in str(error.value)
 
 
 def test_tensors_of_another_shape_are_an_error_that_names_the_network(saved):
@@ -208,3 +211,61 @@ def test_a_published_network_loads_and_has_a_full_card(name):
 
 def test_each_published_file_has_its_partner():
     assert sorted(path.stem for path in cards.PUBLISHED.glob("*.json")) == PUBLISHED
+
+
+# A pair: weights and their card
+
+
+WRITER = """
+import sys
+from pathlib import Path
+
+import torch
+
+from fmdiff_helpers.cards import build, read_card
+from fmdiff_helpers.checkpoints import save_state
+
+card = read_card(sys.argv[1])
+states = [{name: torch.full_like(value, k) for name, value in build(card).state_dict().items()} for k in range(7)]
+for k in range(100_000):
+    save_state(Path(sys.argv[1]) / "weights.safetensors", states[k % 7], card | {"seconds": k % 7})
+"""
+
+
+def test_a_reader_beside_a_writer_sees_pairs_and_also_after_the_writer_was_killed_anywhere(saved):
+    folder, _ = saved
+    pairs = set()
+    for _ in range(2):
+        writer = subprocess.Popen([sys.executable, "-c", WRITER, folder])
+        time.sleep(4)
+        for _ in range(100):
+            read_card(folder)
+            value = next(load_pretrained(folder).parameters()).flatten()[0].item()
+            pairs.add(value)
+        writer.kill()
+        writer.wait()
+        content, card = checkpoints.read_pair(folder)
+        assert hashlib.sha256(content).hexdigest() == card["sha256"] == read_card(folder)["sha256"]
+    assert len(pairs) > 3, "the writer was at work"
+
+
+@pytest.mark.parametrize("number, new", [(1, False), (2, False), (3, True)])
+def test_a_writer_that_is_killed_between_two_files_leaves_the_old_pair_or_the_new(saved, monkeypatch, number, new):
+    folder, model = saved
+    before = read_card(folder)["sha256"]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoints.os, "replace", at_call(number, KeyboardInterrupt(), os.replace))
+        save_weights(folder / "weights.safetensors", fresh(seed=5), CARD)
+    expected = fresh(seed=5) if new else model
+    assert same_weights(load_pretrained(folder), expected)
+    assert (read_card(folder)["sha256"] != before) == new
+    save_weights(folder / "weights.safetensors", model, CARD)
+    assert read_card(folder)["sha256"] == before and not list(folder.glob(".*"))
+
+
+def test_half_written_files_of_a_killed_writer_are_removed_after_an_hour(tmp_path):
+    for age, name in ((4000, ".x[1].txt.99999.part"), (10, ".x[1].txt.99998.part"), (4000, ".y.txt.99999.part")):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, times=2 * (time.time() - age,))
+    write(tmp_path / "x[1].txt", lambda path: path.write_text("new"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".x[1].txt.99998.part", ".y.txt.99999.part", "x[1].txt"]

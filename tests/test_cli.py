@@ -706,10 +706,11 @@ FULL = profiles("unet")["full"]["steps"]
         ("unet", "runs/unet", None, {"steps": FULL}),
         ("unet --profile smoke --seed 3", "runs/unet", None, {"seed": 3, "steps": 60, "every": 20}),
         ("unet --epochs 2 --batch-size 58 --out x", "x", None, {"batch_size": 58, "steps": 2000}),
+        ("unet --out 'my runs/x'", "my runs/x", None, {"steps": FULL}),
         ("unet --epochs 0.01 --batch-size 5800", "runs/unet", None, {"batch_size": 5800, "steps": 1}),
         ("latent_unet --profile smoke", "runs/latent_unet", None, {"steps": 60, "every": 20}),
         ("latent_unet --epochs 1 --autoencoder runs/vae", "runs/latent_unet", "runs/vae", {"steps": 453}),
-        ("unet --pictures", "runs/unet", None, {"steps": FULL, "every": 453}),
+        ("unet --pictures", "runs/unet", None, {"steps": FULL}),
         ("unet --pictures --batch-size 5800 --profile smoke", "runs/unet", None,
          {"batch_size": 5800, "steps": 60, "every": 20}),
     ],
@@ -725,7 +726,8 @@ def test_train_follows_the_recipe_except_for_the_options(trained, arguments, fol
     assert result.exit_code == 0
     done, hint = result.stdout.splitlines()
     assert done == f"{Path(folder)}: validation loss 0.1235 after {changes['steps']} steps."
-    assert hint == f"Next: fmdiff evaluate {Path(folder)}, or fmdiff sample {Path(folder)}"
+    place = shlex.quote(folder if "/" in folder else f"./{folder}")
+    assert hint == f"Next: fmdiff evaluate {place}, or fmdiff sample {place}"
 
 
 @pytest.mark.parametrize("name", ["classifier", "attention_autoencoder"])

@@ -25,6 +25,7 @@ from fmdiff_helpers.diffusion import draw_noise, v_loss, validation_loss
 from fmdiff_helpers.drawing import drawer_of, load_autoencoder, load_drawer
 from fmdiff_helpers.models.vae import VAE
 from fmdiff_helpers.recipes import CARDS, profiles, training_parts
+from fmdiff_helpers.run import DEFAULTS
 from fmdiff_helpers.standin import draw_garments
 from fmdiff_helpers.train import check_recipe, train
 
@@ -309,11 +310,17 @@ def test_a_denoiser_finds_its_autoencoder_from_any_folder_and_where_both_were_mo
     recipes.train_network("latent_unet", "../here/runs/unet", autoencoder="../here/runs/vae", **SMALL)
     (tmp_path / "here" / "runs").rename(tmp_path / "other" / "moved")
     assert same_weights(load_autoencoder("moved/unet"), vae)
+    for path in Path("moved/unet").glob("weights.*"):
+        path.unlink()
+    recipes.train_network("latent_unet", Path("moved/unet"), autoencoder=Path("moved/vae"), **SMALL)
+    assert json.loads(Path("moved/unet/weights.json").read_text())["autoencoder"] == written
+    assert same_weights(load_autoencoder("moved/unet"), vae)
 
 
-def test_a_run_in_one_latent_does_not_go_on_in_another(small, tmp_path):
+def test_a_run_in_one_latent_does_not_go_on_in_another(small, tmp_path, monkeypatch):
     saved("vae", tmp_path / "another", seed=1)
     recipes.train_network("latent_unet", tmp_path / "run", **SMALL)
+    monkeypatch.setattr(recipes, "training_parts", None)  # it is refused before all images are encoded
     with pytest.raises(ValueError, match=r"is another training \(autoencoder: {'name': 'vae'"):
         recipes.train_network("latent_unet", tmp_path / "run", autoencoder=str(tmp_path / "another"), **SMALL)
     saved("vae", cards.PUBLISHED, seed=2, file="vae")
@@ -347,9 +354,10 @@ def test_changes_come_before_the_profile_and_the_profile_before_the_card(small, 
     monkeypatch.setitem(CARDS, "unet", CARDS["unet"] | {"recipe": {"lr": 0.5, "warmup": 7, "every": 9}})
     given = []
     monkeypatch.setattr(recipes, "train", lambda *arguments: given.append(arguments[6]))
-    recipes.train_network("unet", tmp_path, steps=6, warmup=8)
+    recipes.train_network("unet", tmp_path, steps=6, warmup=8, batch_size=16)
     (card,) = given
-    assert card["recipe"] == {"lr": 0.5, "warmup": 8, "every": 2, "steps": 6}
+    changed = {"lr": 0.5, "warmup": 8, "every": 2, "steps": 6, "batch_size": 16}
+    assert card["recipe"] == DEFAULTS | changed
     assert CARDS["unet"]["recipe"] == {"lr": 0.5, "warmup": 7, "every": 9}, "the card itself stays as it is"
 
 
@@ -379,7 +387,7 @@ def test_the_seed_alone_decides_the_weights_to_start_from_and_the_callers_random
     monkeypatch.setattr(recipes, "load_fashion_mnist", lambda split: splits.append(split) or draw_garments(96))
 
     def untrained(**changes):
-        return recipes.train_network("classifier", tmp_path, **changes)[0].head.weight
+        return recipes.train_network("classifier", tmp_path, batch_size=16, **changes)[0].head.weight
 
     before, first = torch.get_rng_state(), untrained()
     assert torch.equal(torch.get_rng_state(), before) and splits == ["train"]

@@ -35,10 +35,10 @@ from small_training import (
 )
 from typer.testing import CliRunner
 
-from fmdiff_helpers import cards, checkpoints, cli, data, recipes, run, train
+from fmdiff_helpers import cards, checkpoints, cli, data, endings, recipes, run, train
 from fmdiff_helpers.cards import read_card
 from fmdiff_helpers.checkpoints import load_pretrained
-from fmdiff_helpers.run import DEFAULTS, Run
+from fmdiff_helpers.run import DEFAULTS
 from fmdiff_helpers.standin import draw_garments
 
 
@@ -56,7 +56,8 @@ def losses(history: list[dict]) -> list[float]:
 
 
 def written(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+    """The files of a training; the lock stays, empty."""
+    return sorted(path.name for path in folder.iterdir() if path.name != ".lock")
 
 
 def read_checkpoint(folder: Path) -> dict:
@@ -191,7 +192,21 @@ def at_file(name: str, number: int, error: BaseException):
     return lambda source, target: (stop if Path(target).name == name else replace)(source, target)
 
 
-ENDINGS = [("report", 1, 4), ("report", 2, 8), ("report", 3, 12), ("validate", 2, 4)]
+def with_signal(name: str, number: int, function, after=None):
+    """Return `function` that sends a signal to this process when it is called for the `number`th time."""
+    calls = itertools.count(1)
+
+    def wrapped(*arguments):
+        if next(calls) == number:
+            signal.raise_signal(getattr(signal, name))
+        if after is not None:
+            after.append(True)
+        return function(*arguments)
+
+    return wrapped
+
+
+ENDINGS = [("report", 1, 4), ("report", 2, 8), ("report", 3, 12), ("validate", 2, 8)]
 ENDINGS += [("loss_fn", 5, 4), ("loss_fn", 8, 4), ("loss_fn", 11, 8)]  # within a stride, back to its start
 FUNCTIONS = {"report": lambda run: None, "validate": validate, "loss_fn": loss_fn}
 
@@ -221,20 +236,107 @@ def test_stopped_or_killed_while_writing_any_file_it_goes_on_to_the_same_numbers
     goes_on()
 
 
+@pytest.mark.parametrize("number", [1, 8])
+@pytest.mark.parametrize("name", endings.NAMES)
+def test_a_signal_to_end_lets_the_step_finish_and_none_is_lost(tmp_path, goes_on, name, number):
+    if not hasattr(signal, name):
+        pytest.skip(f"this system has no {name}")
+    before = signal.getsignal(getattr(signal, name))
+    stop = with_signal(name, number, loss_fn)
+    _, history = fit(tmp_path, loss_fn=stop)
+    assert read_checkpoint(tmp_path)["step"] == history[-1]["step"] == number and "validation" in history[-1]
+    assert load_pretrained(tmp_path) and signal.getsignal(getattr(signal, name)) == before
+    goes_on()
+
+
+def test_signals_after_every_step_end_in_the_same_numbers(tmp_path, goes_on):
+    for step in range(1, 12):
+        fit(tmp_path, loss_fn=with_signal("SIGTERM", 1, loss_fn))
+        assert read_checkpoint(tmp_path)["step"] == step
+    goes_on()
+
+
+@pytest.mark.parametrize("where", ["validate", "report"])
+def test_a_signal_in_a_validation_or_report_ends_it_at_once_and_keeps_all_steps(tmp_path, goes_on, where):
+    after = []
+    stop = with_signal("SIGINT", 2, FUNCTIONS[where], after)
+    fit(tmp_path, **{where: stop})
+    assert read_checkpoint(tmp_path)["step"] == 8 and len(after) == {"validate": 2, "report": 1}[where]
+    goes_on()
+
+
+def test_copies_of_a_signal_wait_for_the_step_too_but_a_later_one_does_not(tmp_path, goes_on, monkeypatch):
+    def twice(*arguments):
+        return with_signal("SIGINT", 1, with_signal("SIGINT", 1, loss_fn))(*arguments)
+
+    calls = itertools.count(1)
+    fit(tmp_path, loss_fn=lambda *arguments: (twice if next(calls) == 6 else loss_fn)(*arguments))
+    assert read_checkpoint(tmp_path)["step"] == 6
+    monkeypatch.setattr(endings, "REPEAT", -1.0)
+    fit(tmp_path, loss_fn=twice)
+    assert read_checkpoint(tmp_path)["step"] == 6, "the step is given up"
+    goes_on()
+
+
+def test_a_signal_that_is_ignored_as_under_nohup_stays_ignored(tmp_path, goes_on, monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        fit(tmp_path, loss_fn=with_signal("SIGHUP", 5, loss_fn))
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert read_checkpoint(tmp_path)["step"] == 12
+
+
+def test_an_error_of_any_kind_keeps_what_is_done(tmp_path, goes_on):
+    with pytest.raises(BrokenPipeError):
+        fit(tmp_path, report=at_call(2, BrokenPipeError()))
+    assert read_checkpoint(tmp_path)["step"] == 8
+    goes_on()
+
+
+def test_a_checkpoint_is_written_each_minute_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "REPORT_EVERY", 1)
+    monkeypatch.setattr(train, "CHECKPOINT_EVERY", -1.0)
+    steps = []
+    fit(tmp_path, report=lambda run: steps.append(read_checkpoint(tmp_path)["step"]))
+    assert steps == list(range(1, 13))
+
+
+@pytest.mark.parametrize("damage", ["lost", "card lost", "cut", "changed", "of an older version"])
+@pytest.mark.parametrize("step", [8, 12])
+def test_weights_that_are_lost_or_damaged_are_written_again(tmp_path, whole, goes_on, damage, step):
+    losses = iter([0.3, 0.1, 0.2, 0.2, 0.2])
+    measure = lambda model: {"loss": next(losses)}  # noqa: E731
+    fit(tmp_path, validate=measure, report=at_call(step // 4, KeyboardInterrupt()))
+    weights, before = tmp_path / "weights.safetensors", {}
+    before = {path: path.read_bytes() for path in (weights, tmp_path / "weights.json")}
+    if damage == "card lost":
+        (tmp_path / "weights.json").unlink()
+    elif damage in ("cut", "changed"):
+        weights.write_bytes(before[weights][:-1] + (b"" if damage == "cut" else b"x"))
+    else:
+        weights.unlink()
+    if damage == "of an older version":  # it has no best weights, but the average of its last step
+        state = read_checkpoint(tmp_path)
+        torch.save(
+            {key: value for key, value in state.items() if key not in ("best", "since", "total")},
+            tmp_path / "checkpoint.pt",
+        )
+    fit(tmp_path, validate=measure)
+    if damage != "of an older version":
+        assert {path: path.read_bytes() for path in before} == before
+    assert load_pretrained(tmp_path)
+
+
 def test_stopped_after_the_weights_of_a_point_were_written_it_goes_on_from_before_the_point(
     tmp_path, whole, goes_on, monkeypatch
 ):
-    remember = Run.remember
-
-    def stop_at_8(run):
-        if run.step == 8:
-            raise KeyboardInterrupt
-        remember(run)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Run, "remember", stop_at_8)
-        _, history = fit(tmp_path)
-    assert history == whole[1][:1]
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(train, "write_checkpoint", at_call(2, Killed(), train.write_checkpoint))
+        patch.setattr(train, "keep_what_is_done", lambda *_: None)
+        fit(tmp_path)
+    assert read_checkpoint(tmp_path)["step"] == 4 and read_card(tmp_path)["history"][-1]["step"] == 8
     goes_on()
 
 
@@ -648,11 +750,23 @@ def test_what_only_the_checkpoint_has_is_named_too(tmp_path):
         fit(tmp_path)
 
 
-def test_a_disk_that_is_full_is_an_error_and_the_checkpoint_before_stays(tmp_path, goes_on, monkeypatch):
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
-        patch.setattr(torch, "save", at_call(2, OSError(28, "No space left on device"), torch.save))
+@pytest.mark.parametrize("number", range(8))
+def test_a_disk_that_is_full_is_an_error_that_names_the_file_and_nothing_is_lost(
+    tmp_path, goes_on, monkeypatch, number
+):
+    calls, fsync = itertools.count(), os.fsync
+
+    def full(file):
+        if next(calls) >= number:
+            raise OSError(28, "No space left on device")
+        fsync(file)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError) as error:
+        patch.setattr(checkpoints.os, "fsync", full)
         fit(tmp_path)
-    assert read_checkpoint(tmp_path)["step"] == 4 and written(tmp_path) == WRITTEN
+    name = [".weights.next.json", "weights.safetensors", "checkpoint.pt"][number % 3]
+    assert f"{tmp_path / name} cannot be written (No space left on device); what was there" in str(error.value)
+    assert set(written(tmp_path)) <= {*WRITTEN, ".weights.next.json"}
     goes_on()
 
 

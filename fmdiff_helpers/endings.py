@@ -1,0 +1,94 @@
+"""Ways to end: a training that is told to end finishes its step, and two trainings never write to one folder."""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from accelerate.utils import gather_object
+from filelock import FileLock, Timeout
+
+from fmdiff_helpers.batching import this_process
+
+# Ctrl-C, a request to end, a terminal that is closed, Ctrl-\, what schedulers of clusters send before the time is up,
+# a limit on processor time, a power failure; on Windows Ctrl-Break, or a window that is closed.
+NAMES = "SIGINT SIGTERM SIGHUP SIGQUIT SIGUSR1 SIGUSR2 SIGALRM SIGXCPU SIGPWR SIGBREAK".split()
+REPEAT = 2.0  # seconds; several copies of one signal come sooner, from a terminal and from a program in between
+
+
+class PeerEnded(RuntimeError):
+    """Say that another process of this training has ended."""
+
+
+class Signals:
+    """Handle, within a `with` block, all signals that ask a program to end.
+
+    The first one sets `asked`, so that a training can finish its step, or raises KeyboardInterrupt within `at_once`. If
+    the step takes longer than 2 s, another signal raises it anywhere. What is ignored already, as under nohup, stays
+    ignored. Of several processes, which cannot all stop at one step, each raises PeerEnded at the launcher's SIGTERM.
+    """
+
+    def __init__(self):
+        self.asked, self.since, self.is_waiting, self.before = False, 0.0, False, {}
+
+    def __enter__(self) -> "Signals":
+        if threading.current_thread() is not threading.main_thread():  # Python lets only the main thread handle signals
+            return self
+        alone = this_process().num_processes == 1
+        for name in NAMES if alone else ["SIGTERM"]:
+            number = getattr(signal, name, None)
+            if number and signal.getsignal(number) is not signal.SIG_IGN:
+                self.before[number] = signal.signal(number, self.stop_alone if alone else self.stop_together)
+        return self
+
+    def __exit__(self, *error) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def stop_alone(self, number: int, frame: object) -> None:
+        """Handle a signal in the only process."""
+        is_first, self.asked = not self.asked, True
+        self.since = time.monotonic() if is_first else self.since
+        if self.is_waiting or time.monotonic() - self.since > REPEAT:
+            raise KeyboardInterrupt
+
+    def stop_together(self, number: int, frame: object) -> None:
+        """Handle a request to end of one of several processes: `accelerate launch` sends it after another has ended."""
+        raise PeerEnded
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Let a signal raise KeyboardInterrupt at once within this block, and one that came before at its start."""
+        self.is_waiting = True
+        try:
+            if self.asked:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self.is_waiting = False
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Keep other trainings out of a folder within a `with` block, and remove what a killed one left half-written.
+
+    The system frees the folder when the process ends, however it ends. ValueError if another training has it.
+    """
+    lock, problem = FileLock(folder / ".lock", blocking=False, is_singleton=True), None
+    if this_process().is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+        except Timeout:
+            problem = f"another training is writing to {folder}; wait until it ends, or name another folder"
+    if problems := [found for found in gather_object([problem]) if found]:
+        raise ValueError(problems[0])
+    try:
+        if lock.is_locked:
+            for left in folder.glob("**/.*.part"):
+                left.unlink(missing_ok=True)
+        yield
+    finally:
+        lock.release()
