@@ -60,7 +60,8 @@ def in_batches(
     starts = range(0, n, batch_size)
     todo = [(start, min(start + batch_size, n)) for start in own_parts(starts, shared).values()]
     done, total = {}, sum(last - first for first, last in todo)
-    with tqdm(total=total, unit="image", leave=False, disable=n <= 500 or not this_process().is_main_process) as bar:
+    shown = n > 500 and this_process().is_main_process  # with None tqdm shows a bar, but not where its output is a file
+    with tqdm(total=total, unit="image", leave=False, disable=None if shown else True) as bar:
         while todo:
             first, last = todo.pop(0)
             try:

@@ -42,28 +42,30 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             partial.unlink(missing_ok=True)
 
 
-def to_bytes(state: dict[str, Tensor]) -> bytes:
-    """Return the content of a .safetensors file with these weights."""
-    return save({name: tensor.contiguous() for name, tensor in state.items()})
+def to_files(path: Path, state: dict[str, Tensor], card: dict) -> tuple[bytes, str]:
+    """Return the content of a .safetensors file at `path` with these weights, and the text of its card.
+
+    The card has the sha256 of the weights, and names an autoencoder by its path relative to this folder, so that both
+    can be moved together.
+    """
+    content = save({name: tensor.contiguous() for name, tensor in state.items()})
+    return content, to_json(card | {"sha256": hashlib.sha256(content).hexdigest()}, path.parent)
 
 
-def holds(path: Path, state: dict[str, Tensor]) -> bool:
-    """Tell whether a .safetensors file holds exactly these weights and their card is beside it."""
-    with suppress(OSError, WeightsError):
-        content = path.read_bytes()
-        has_card = read_card(path)["sha256"] == hashlib.sha256(content).hexdigest() and not next_card(path).exists()
-        return has_card and content == to_bytes(state)
+def holds(path: Path, state: dict[str, Tensor], card: dict) -> bool:
+    """Tell whether a .safetensors file and the card beside it are exactly what `save_state` would write."""
+    with suppress(OSError, ValueError):
+        found = path.read_bytes(), path.with_suffix(".json").read_text(encoding="utf-8")
+        return found == to_files(path, state, card) and not next_card(path).exists()
     return False
 
 
 def save_state(path: Path, state: dict[str, Tensor], card: dict) -> None:
-    """Write weights to `path`, a .safetensors file, and the card with their sha256 to a .json file beside it.
+    """Write weights to `path`, a .safetensors file, and their card to a .json file beside it.
 
-    Readers find the old pair or the new one, also where this is killed half-way. The card names an autoencoder by its
-    path relative to this folder, so that both can be moved together.
+    Readers find the old pair or the new one, also where this is killed half-way.
     """
-    content = to_bytes(state)
-    text = to_json(card | {"sha256": hashlib.sha256(content).hexdigest()}, path.parent)
+    content, text = to_files(path, state, card)
     write_atomically(next_card(path), lambda file: file.write_text(text, encoding="utf-8"))
     write_atomically(path, lambda file: file.write_bytes(content))
     os.replace(next_card(path), path.with_suffix(".json"))

@@ -127,7 +127,7 @@ def check_together(run: Run, folder: Path) -> None:
 def keep_best(run: Run, folder: Path) -> None:
     """Write the weights of the lowest validation loss so far, unless the folder holds them already."""
     path = folder / "weights.safetensors"
-    if run.best and not holds(path, run.best["weights"]):
+    if run.best and not holds(path, run.best["weights"], run.best["card"]):
         save_state(path, run.best["weights"], run.best["card"])
 
 

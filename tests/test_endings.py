@@ -1,4 +1,4 @@
-"""The claims of fmdiff_helpers.endings: one training at a time writes to a folder, and removes what a killed one left."""
+"""The claims of fmdiff_helpers.endings: one training writes to a folder, and removes what a killed one left."""
 
 import subprocess
 import sys

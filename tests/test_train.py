@@ -303,7 +303,7 @@ def test_a_checkpoint_is_written_each_minute_too(tmp_path, monkeypatch):
     assert steps == list(range(1, 13))
 
 
-@pytest.mark.parametrize("damage", ["lost", "card lost", "cut", "changed", "of an older version"])
+@pytest.mark.parametrize("damage", ["lost", "card lost", "card changed", "cut", "changed", "of an older version"])
 @pytest.mark.parametrize("step", [8, 12])
 def test_weights_that_are_lost_or_damaged_are_written_again(tmp_path, whole, goes_on, damage, step):
     losses = iter([0.3, 0.1, 0.2, 0.2, 0.2])
@@ -313,6 +313,8 @@ def test_weights_that_are_lost_or_damaged_are_written_again(tmp_path, whole, goe
     before = {path: path.read_bytes() for path in (weights, tmp_path / "weights.json")}
     if damage == "card lost":
         (tmp_path / "weights.json").unlink()
+    elif damage == "card changed":
+        (tmp_path / "weights.json").write_text(before[tmp_path / "weights.json"].decode().replace("cpu", "gpu"))
     elif damage in ("cut", "changed"):
         weights.write_bytes(before[weights][:-1] + (b"" if damage == "cut" else b"x"))
     else:
