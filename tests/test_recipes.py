@@ -403,7 +403,7 @@ class Flow:
     """A straight path x_t = (1 - t) x0 + t eps, t real in [0, 1]; the network predicts eps - x0."""
 
     device: torch.device
-    max_steps, shape = 100, (1, 28, 28)
+    kind, max_steps, shape = "denoiser", 100, (1, 28, 28)
 
     @classmethod
     def from_card(cls, card, device):
