@@ -68,8 +68,10 @@ def check_value(name: str, value: Any, kind: Any) -> None:
     elif kind is float:
         is_right = type(value) in (int, float) and 0 <= value <= 1e6  # written this way, nan is wrong too
         expect(name, value, is_right, "a number from 0 to 1,000,000")
-    elif kind in (bool, str, dict):
-        expect(name, value, type(value) is kind, {bool: "true or false", str: "a text", dict: "a dict"}[kind])
+    elif kind is str:
+        expect(name, value, type(value) is str and len(value) <= 100, "a text of at most 100 characters")
+    elif kind in (bool, dict):
+        expect(name, value, type(value) is kind, {bool: "true or false", dict: "a dict"}[kind])
     else:
         expect(name, value, type(value) in (list, tuple) and 1 <= len(value) <= 8, "a list of 1 to 8 whole numbers")
         for number in value:
@@ -149,7 +151,7 @@ def check_card(card: dict) -> dict:
 
     WeightsError where it names a class that there is not.
     """
-    types = {"network": str, "arguments": dict, "process": dict, "label_dropout": float, "recipe": dict, "sha256": str}
+    types = {"network": str, "arguments": dict, "process": dict, "label_dropout": float, "recipe": dict}
     for key, kind in types.items():
         check_value(key, card[key], kind)
     name, arguments = split_process({"process": {"name": None} | card["process"]})
@@ -163,8 +165,15 @@ def check_card(card: dict) -> dict:
     expect("label_dropout", card["label_dropout"], card["label_dropout"] <= 1, "a share from 0 to 1")
     for key, value in card["recipe"].items():
         expect(f"recipe: {shorten(key)}", value, type(value) in (int, float) and abs(value) < math.inf, "a number")
+    check_sha256("sha256", card["sha256"])
     check_autoencoder(card)
     return card
+
+
+def check_sha256(name: str, value: Any) -> None:
+    """Raise ValueError unless a value may be a sha256."""
+    is_right = isinstance(value, str) and len(value) <= 64 and set(value) <= set("0123456789abcdef")
+    expect(name, value, is_right, "64 hexadecimal digits")
 
 
 def check_autoencoder(card: dict) -> None:
@@ -175,8 +184,10 @@ def check_autoencoder(card: dict) -> None:
     expect("autoencoder", entry, card["kind"] == "denoiser", f"null, because the kind is {card['kind']!r}")
     is_right = isinstance(entry, dict) and entry.keys() == {"name", "sha256"}
     expect("autoencoder", entry, is_right, 'null, or {"name": ..., "sha256": ...}')
-    for key, value in entry.items():
-        check_value(f"autoencoder: {key}", value, str)
+    name = entry["name"]
+    is_right = isinstance(name, str) and len(name) <= 1000 and all(len(part) <= 200 for part in name.split("/"))
+    expect("autoencoder: name", name, is_right, "the name of a network or a folder")
+    check_sha256("autoencoder: sha256", entry["sha256"])
 
 
 def takes_labels(card: dict) -> bool:

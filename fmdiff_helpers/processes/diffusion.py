@@ -70,7 +70,7 @@ class Diffusion:
 
     def __post_init__(self):
         if self.target not in TARGETS:
-            raise ValueError(f"target is {self.target[:40]!r}; expected one of {', '.join(TARGETS)}")
+            raise ValueError(f"target is {self.target!r}; expected one of {', '.join(TARGETS)}")
 
     @classmethod
     def from_card(
@@ -78,7 +78,7 @@ class Diffusion:
     ) -> "Diffusion":
         """Build it from beta="cosine_beta", T=200 and target="v"; ValueError for a `beta` or `target` that is none."""
         if beta not in BETAS:
-            raise ValueError(f"beta is {beta[:40]!r}; expected one of {', '.join(BETAS)}")
+            raise ValueError(f"beta is {beta!r}; expected one of {', '.join(BETAS)}")
         return cls(Schedule(BETAS[beta](T)).to(device), target)
 
     @property
