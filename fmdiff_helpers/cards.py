@@ -9,22 +9,32 @@ A card is a dict. These keys are always there, and no other module asks which ke
     label_dropout  share of the labels that training hides, so that the network learns to do without: 0 for none
     autoencoder    of a denoiser of latents: {"name": ..., "sha256": ...}; else None
     recipe         the steps, and values of `run.DEFAULTS`: only those that differ until `train` fills in the rest
+
+A card may come from anyone. It is checked before anything is built from it: its classes are ours and fit its kind, and
+its numbers are of a size that this machine can hold.
 """
 
 import hashlib
 import inspect
 import json
+import math
 import os
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
+from reprlib import repr as shorten  # a value may be long or deeply nested
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 KEYS = ("kind", "network", "arguments", "process", "label_dropout", "autoencoder", "recipe")
 PUBLISHED = Path(__file__).parents[1] / "data" / "weights"
+# The least and the most that a whole number in a card may be; 1 to 4096 for those not listed.
+LIMITS = {"T": (2, 100_000), "depth": (1, 32), "image_size": (1, 128), "mults": (1, 64), "num_classes": (0, 10)}
+MAX_NUMBERS = 100_000_000  # in the weights of one network, 400 MB
 
 
 class WeightsError(Exception):
@@ -41,26 +51,144 @@ def find_class(package: str, name: str) -> type:
         found = None
     # Only a class that this file defines: a card is data, and must not reach what the file imports.
     if not isinstance(found, type) or found.__module__ != place:
-        raise WeightsError(f"the card names {name!r}; expected MODULE.CLASS of fmdiff_helpers.{package}")
+        raise WeightsError(f"the card names {shorten(name)}; expected MODULE.CLASS of fmdiff_helpers.{package}")
     return found
 
 
-def build(card: dict) -> nn.Module:
-    """Build the network that a card names, untrained: {"network": "unet.UNet", "arguments": {"width": 32}}."""
-    network = find_class("models", card["network"])
+def expect(name: str, value: Any, is_right: bool, expected: str) -> None:
+    """Raise ValueError, with the value and what was expected, unless it is right."""
+    if not is_right:
+        raise ValueError(f"{name} is {shorten(value)}; expected {expected}")
+
+
+def check_value(name: str, value: Any, kind: Any) -> None:
+    """Raise ValueError unless a value has the type `kind` and a sensible size; a list stands for a tuple."""
+    low, high = LIMITS.get(name, (1, 4096))
+    if kind is int:
+        expect(name, value, type(value) is int and low <= value <= high, f"a whole number from {low} to {high}")
+    elif kind is float:
+        is_right = type(value) in (int, float) and 0 <= value <= 1e6  # written this way, nan is wrong too
+        expect(name, value, is_right, "a number from 0 to 1,000,000")
+    elif kind is str:
+        expect(name, value, type(value) is str and len(value) <= 100, "a text of at most 100 characters")
+    elif kind in (bool, dict):
+        expect(name, value, type(value) is kind, {bool: "true or false", dict: "a dict"}[kind])
+    else:
+        expect(name, value, type(value) in (list, tuple) and 1 <= len(value) <= 8, "a list of 1 to 8 whole numbers")
+        for number in value:
+            check_value(name, number, int)
+
+
+def check_arguments(what: str, function: Callable, arguments: dict) -> None:
+    """Raise ValueError unless `function` takes these arguments, by their names and the types in its signature."""
+    # A process also gets its card and device, which do not stand among its arguments.
+    known = {k: v for k, v in inspect.signature(function).parameters.items() if k not in ("card", "device")}
+    for name in arguments.keys() - known:
+        raise ValueError(f"{what} takes no {shorten(name)}; expected {', '.join(known) or 'no arguments'}")
+    for name, parameter in known.items():
+        if name in arguments:
+            check_value(name, arguments[name], parameter.annotation)
+        elif parameter.default is parameter.empty:
+            raise ValueError(f"{what} needs {name}, which is missing")
+    if "num_classes" in arguments:  # there are ten kinds of garments, and some networks do without labels
+        right = sorted({10, known["num_classes"].default})
+        expect("num_classes", arguments["num_classes"], arguments["num_classes"] in right, " or ".join(map(str, right)))
+
+
+@contextmanager
+def limited_size() -> Iterator[None]:
+    """Raise ValueError while a network is built, as soon as it has more numbers than `MAX_NUMBERS`."""
+    numbers = 0
+
+    def count(module: nn.Module, name: str, weights: nn.Parameter | None) -> None:
+        # A new tensor takes no memory until it is filled, which happens after this.
+        nonlocal numbers
+        numbers += 0 if weights is None else weights.numel()
+        expect("the number of its weights", numbers, numbers <= MAX_NUMBERS, f"at most {MAX_NUMBERS:,}")
+
+    hook = register_module_parameter_registration_hook(count)
     try:
-        return network(**card["arguments"])
-    except TypeError as error:
-        raise WeightsError(f"{card['network']} cannot be built: {error}") from None
+        yield
+    finally:
+        hook.remove()
+
+
+def build(card: dict) -> nn.Module:
+    """Build the network that a card names, untrained: {"network": "unet.UNet", "arguments": {"width": 32}}.
+
+    WeightsError for arguments that the class does not take, or that make too large a network.
+    """
+    network, arguments = find_class("models", card["network"]), card["arguments"]
+    try:
+        check_arguments(card["network"], network, arguments)
+        with limited_size():
+            return network(**arguments)
+    except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise WeightsError(f"{card['network']} cannot be built ({reason}); correct its card") from None
 
 
 def build_process(card: dict, device: torch.device | str = "cpu"):
-    """Build the process that a card names, with its tables on `device`: how the network learns and draws."""
-    process = find_class("processes", card["process"]["name"])
+    """Build the process that a card names, with its tables on `device`: how the network learns and draws.
+
+    WeightsError for arguments that it does not take.
+    """
+    name, arguments = split_process(card)
+    process = find_class("processes", name)
     try:
-        return process.from_card(card, device)
-    except (AttributeError, KeyError, TypeError) as error:
-        raise WeightsError(f"{card['process']} cannot be built: {error}") from None
+        check_arguments(name, process.from_card, arguments)
+        return process.from_card(card, device, **arguments)
+    except ValueError as error:
+        raise WeightsError(f"{name} cannot be built ({error}); correct its card") from None
+
+
+def split_process(card: dict) -> tuple[str, dict]:
+    """Return the name of a card's process, and its arguments."""
+    return card["process"]["name"], {key: value for key, value in card["process"].items() if key != "name"}
+
+
+def check_card(card: dict) -> dict:
+    """Return a card whose entries all have the right form, and whose classes fit its kind; ValueError for any other.
+
+    WeightsError where it names a class that there is not.
+    """
+    types = {"network": str, "arguments": dict, "process": dict, "label_dropout": float, "recipe": dict}
+    for key, kind in types.items():
+        check_value(key, card[key], kind)
+    name, arguments = split_process({"process": {"name": None} | card["process"]})
+    check_value("the name of the process", name, str)
+    network, process = find_class("models", card["network"]), find_class("processes", name)
+    for what, found in ((card["network"], network), (name, process)):
+        kind = getattr(found, "kind", "part of a network")
+        expect("kind", card["kind"], card["kind"] == kind, f"{kind!r}, because {what} is one")
+    check_arguments(card["network"], network, card["arguments"])
+    check_arguments(name, process.from_card, arguments)
+    expect("label_dropout", card["label_dropout"], card["label_dropout"] <= 1, "a share from 0 to 1")
+    for key, value in card["recipe"].items():
+        expect(f"recipe: {shorten(key)}", value, type(value) in (int, float) and abs(value) < math.inf, "a number")
+    check_sha256("sha256", card["sha256"])
+    check_autoencoder(card)
+    return card
+
+
+def check_sha256(name: str, value: Any) -> None:
+    """Raise ValueError unless a value may be a sha256."""
+    is_right = isinstance(value, str) and len(value) <= 64 and set(value) <= set("0123456789abcdef")
+    expect(name, value, is_right, "64 hexadecimal digits")
+
+
+def check_autoencoder(card: dict) -> None:
+    """Raise ValueError unless a card's entry "autoencoder" is None, or names the one of a denoiser of latents."""
+    entry = card["autoencoder"]
+    if entry is None:
+        return
+    expect("autoencoder", entry, card["kind"] == "denoiser", f"null, because the kind is {card['kind']!r}")
+    is_right = isinstance(entry, dict) and entry.keys() == {"name", "sha256"}
+    expect("autoencoder", entry, is_right, 'null, or {"name": ..., "sha256": ...}')
+    name = entry["name"]
+    is_right = isinstance(name, str) and len(name) <= 1000 and all(len(part) <= 200 for part in name.split("/"))
+    expect("autoencoder: name", name, is_right, "the name of a network or a folder")
+    check_sha256("autoencoder: sha256", entry["sha256"])
 
 
 def takes_labels(card: dict) -> bool:
@@ -88,6 +216,8 @@ def upgrade(card: dict) -> dict:
     old: dict[str, Any] = {"schedule": None, "target": "eps", "beta": None}
     old |= {"label_dropout": 0.0, "autoencoder": None} | card
     schedule, target, kl_weight = (old.pop(key) for key in ("schedule", "target", "beta"))
+    for key, value in (("schedule", schedule or {}), ("recipe", old.setdefault("recipe", {}))):
+        check_value(key, value, dict)
     if schedule:
         kind, process = "denoiser", {"name": "diffusion.Diffusion", **schedule, "target": target}
     elif kl_weight is not None:
@@ -96,7 +226,7 @@ def upgrade(card: dict) -> dict:
         kind, process = "autoencoder", {"name": "autoencoding.Reconstruction"}
     else:
         kind, process = "classifier", {"name": "classification.Classification"}
-    old["recipe"] = {{"clip": "max_grad_norm"}.get(key, key): value for key, value in old.get("recipe", {}).items()}
+    old["recipe"] = {{"clip": "max_grad_norm"}.get(key, key): value for key, value in old["recipe"].items()}
     new = old | {"kind": kind, "process": process}
     return {key: new.pop(key) for key in KEYS} | new
 
@@ -194,8 +324,8 @@ def parse_card(path: Path) -> dict:
         card = json.loads(path.read_text(encoding="utf-8"))
         missing = {"network", "arguments", "sha256", *(KEYS if "kind" in card else ())} - set(card)
         is_whole = isinstance(card, dict) and not missing
-        found = with_absolute_path(upgrade(card), path.parent) if is_whole else card
-    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        found = with_absolute_path(check_card(upgrade(card)), path.parent) if is_whole else card
+    except (OSError, ValueError, TypeError, RecursionError, WeightsError) as error:
         raise WeightsError(f"{path} is missing or damaged ({error}); get the file again, or train anew") from None
     if not is_whole:
         raise WeightsError(f"{path} is no card: it lacks {', '.join(sorted(missing))}; get it again, or train anew")

@@ -109,7 +109,10 @@ def autoencoder_of(card: dict, device: torch.device | str) -> Any:
             f"this denoiser was trained in the latent of {str(name)!r} with sha256 {expected}, found {found}; "
             "put those weights back, or train the denoiser anew"
         )
-    return load_pretrained(name, device)
+    autoencoder = load_pretrained(name, device)
+    if not hasattr(autoencoder, "latent_shape"):
+        raise WeightsError(f"the card names {name!r} as its autoencoder, but this is none; correct the card")
+    return autoencoder
 
 
 def drawer_of(card: dict, network: nn.Module, num_steps: int | None, device: torch.device | str) -> Drawer:
@@ -117,6 +120,24 @@ def drawer_of(card: dict, network: nn.Module, num_steps: int | None, device: tor
     process = build_process(card, device)
     model, autoencoder = process.predictor(network), autoencoder_of(card, device)
     return Drawer(process, model, num_steps, autoencoder, takes_labels(card))
+
+
+def check_fit(name: Path | str, drawer: Drawer) -> None:
+    """Raise WeightsError unless the parts of a Drawer fit together: one step of drawing makes one image."""
+    process, autoencoder = drawer.process, drawer.autoencoder
+    x = torch.zeros((1, *(autoencoder.latent_shape if autoencoder else process.shape)), device=process.device)
+    y = None if (kinds := drawer.all_kinds(1)) is None else kinds.to(x.device)
+    try:
+        with torch.no_grad():
+            step = process.sample(drawer.model, x, torch.Generator(x.device), 1, y=y)
+            found = tuple(drawer.decode(step).shape[1:])
+        reason = f"it draws images {found}; expected (1, 28, 28)" if found != (1, 28, 28) else ""
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+    if reason:
+        raise WeightsError(
+            f"the network of {str(name)!r} does not fit its autoencoder or process ({reason}); correct its card"
+        )
 
 
 def check_request(name: Path | str, card: dict, max_steps: int, num_steps: int | None, guidance: float | None) -> None:
@@ -172,6 +193,7 @@ def load_drawer(
     if interval is not None and not 0 <= interval[0] <= interval[1] < max_steps:
         raise ValueError(f"interval is {interval}; expected two of the steps 0 to {max_steps - 1}, in order")
     drawer = drawer_of(card, load_pretrained(name, device), num_steps, device)
+    check_fit(name, drawer)
     if guidance is None:
         return replace(drawer, shared=True)
     check_guide(name, card, guide)

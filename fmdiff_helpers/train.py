@@ -72,6 +72,11 @@ def without_place(entry: Any) -> Any:
     return entry["sha256"] if isinstance(entry, dict) and "sha256" in entry else entry
 
 
+def brief(entry: Any) -> str:
+    """Return an entry of a card for a message, cut where it is long."""
+    return repr(entry) if len(repr(entry)) <= 200 else f"{repr(entry)[:200]}..."
+
+
 def read_checkpoint(path: Path, card: dict) -> dict:
     """Return the state in a checkpoint; ValueError if it is damaged, or of another training than a card's."""
     try:
@@ -85,7 +90,7 @@ def read_checkpoint(path: Path, card: dict) -> dict:
     keys = [key for key in {**now, **there} if key != "recipe"]
     differ = [key for key in keys if without_place(there.get(key)) != without_place(now.get(key))]
     if differ:
-        changes = ", ".join(f"{key}: {there.get(key)} there, {now.get(key)} now" for key in differ)
+        changes = ", ".join(f"{key}: {brief(there.get(key))} there, {brief(now.get(key))} now" for key in differ)
         raise ValueError(
             f"{path} is another training ({changes}); name another folder, or delete the file to start over"
         )

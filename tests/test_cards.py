@@ -1,6 +1,7 @@
 """The claims of fmdiff_helpers.cards: a card names only what is ours, is found by name, and old ones go on working."""
 
 import json
+import math
 import os
 import shutil
 import sys
@@ -14,7 +15,16 @@ from small_training import old_form
 from torch import nn
 
 from fmdiff_helpers import cards
-from fmdiff_helpers.cards import WeightsError, build, find_weights, latent_shape, read_card, takes_labels, upgrade
+from fmdiff_helpers.cards import (
+    WeightsError,
+    build,
+    build_process,
+    find_weights,
+    latent_shape,
+    read_card,
+    takes_labels,
+    upgrade,
+)
 from fmdiff_helpers.checkpoints import load_pretrained
 from fmdiff_helpers.drawing import load_autoencoder
 from fmdiff_helpers.recipes import CARDS
@@ -239,6 +249,137 @@ def test_a_card_that_lacks_an_entry_is_an_error_that_names_it(published, entry):
         path.write_text(content)
         with pytest.raises(WeightsError, match="is no card"):
             read_card("run")
+
+
+# Odd entries
+
+
+DELETED = object()
+WHOLE = "expected a whole number from"
+NO_CLASS = "expected MODULE.CLASS of fmdiff_helpers"
+ODD_ENTRIES = [
+    # network, the way to an entry, its new value, what the error says of it
+    ("unet", "kind", "painter", "kind is 'painter'; expected 'denoiser', because unet.UNet is one"),
+    ("unet", "kind", "classifier", "kind is 'classifier'; expected 'denoiser'"),
+    ("vae", "kind", None, "kind is None; expected 'autoencoder'"),
+    ("unet", "network", 3, "network is 3; expected a text"),
+    ("unet", "network", ["unet.UNet"], r"network is \['unet.UNet'\]; expected a text"),
+    ("unet", "network", "os.system", f"names 'os.system'; {NO_CLASS}.models"),
+    ("unet", "network", "x" * 10_000, r"network is 'x{12}\.\.\.x{13}'; expected a text of at most 100"),
+    ("unet", "network", "unet.ResNetBlock", "expected 'part of a network', because unet.ResNetBlock is one"),
+    ("unet", "network", "classifier.Classifier", "kind is 'denoiser'; expected 'classifier', because classifier.Cl"),
+    ("unet", "arguments", None, "arguments is None; expected a dict"),
+    ("unet", "arguments", [["width", 8]], r"arguments is \[\['width', 8\]\]; expected a dict"),
+    ("unet", "arguments.self", 1, "unet.UNet takes no 'self'; expected width, mults, patch, depth"),
+    ("unet", "arguments.width", "8", f"width is '8'; {WHOLE} 1 to 4096"),
+    ("unet", "arguments.width", 8.0, f"width is 8.0; {WHOLE} 1 to 4096"),
+    ("unet", "arguments.width", True, f"width is True; {WHOLE} 1 to 4096"),
+    ("unet", "arguments.width", None, f"width is None; {WHOLE} 1 to 4096"),
+    ("unet", "arguments.width", -8, f"width is -8; {WHOLE} 1 to 4096"),
+    ("unet", "arguments.width", 10**9, f"width is 1000000000; {WHOLE} 1 to 4096"),
+    ("unet", "arguments.depth", 10**6, f"depth is 1000000; {WHOLE} 1 to 32"),
+    ("unet", "arguments.mults", 1, "mults is 1; expected a list of 1 to 8 whole numbers"),
+    ("unet", "arguments.mults", [], r"mults is \[\]; expected a list of 1 to 8 whole numbers"),
+    ("unet", "arguments.mults", [1] * 9, r"mults is \[1, 1, .*\]; expected a list of 1 to 8 whole numbers"),
+    ("unet", "arguments.mults", [1, [2]], rf"mults is \[2\]; {WHOLE} 1 to 64"),
+    ("unet", "arguments.num_classes", 3, "num_classes is 3; expected 0 or 10"),
+    ("transformer", "arguments.num_classes", 0, "num_classes is 0; expected 10"),
+    ("transformer", "arguments.attention", {}, "attention is {}; expected a text"),
+    ("patch_unet", "arguments.attention", "yes", "attention is 'yes'; expected true or false"),
+    ("patch_unet", "arguments.dropout", math.nan, "dropout is nan; expected a number from 0 to 1,000,000"),
+    ("unet", "process", "diffusion.Diffusion", "process is 'diffusion.Diffusion'; expected a dict"),
+    ("unet", "process.name", DELETED, "the name of the process is None; expected a text"),
+    ("unet", "process.name", "diffusion.draw_noise", f"names 'diffusion.draw_noise'; {NO_CLASS}.processes"),
+    ("unet", "process.name", "autoencoding.Reconstruction", "kind is 'denoiser'; expected 'autoencoder', because auto"),
+    ("unet", "process.T", DELETED, "diffusion.Diffusion needs T, which is missing"),
+    ("unet", "process.T", 10**12, f"T is 1000000000000; {WHOLE} 2 to 100000"),
+    ("unet", "process.T", [200], rf"T is \[200\]; {WHOLE} 2 to 100000"),
+    ("unet", "process.card", {}, "diffusion.Diffusion takes no 'card'; expected beta, T, target"),
+    ("unet", "process.beta", ["cosine_beta"], r"beta is \['cosine_beta'\]; expected a text"),
+    ("vae", "process.kl_weight", "0.1", "kl_weight is '0.1'; expected a number from 0"),
+    ("vae", "process.kl_weight", math.inf, "kl_weight is inf; expected a number from 0"),
+    ("classifier", "process.T", 5, "classification.Classification takes no 'T'; expected no arguments"),
+    ("unet", "label_dropout", "0.1", "label_dropout is '0.1'; expected a number"),
+    ("unet", "label_dropout", 1.5, "label_dropout is 1.5; expected a share from 0 to 1"),
+    ("unet", "autoencoder", "vae", r"autoencoder is 'vae'; expected null, or \{"),
+    ("unet", "autoencoder", {"name": "vae"}, r"autoencoder is \{'name': 'vae'\}; expected null, or \{"),
+    ("unet", "autoencoder", {"name": 3, "sha256": "0"}, "autoencoder: name is 3; expected the name of"),
+    ("unet", "autoencoder", {"name": "a" * 300, "sha256": "0"}, r"name is 'a+\.\.\.a+'; expected the name of"),
+    ("unet", "process.beta", "b" * 101, r"beta is 'b+\.\.\.b+'; expected a text of at most 100 characters"),
+    ("vae", "autoencoder", {"name": "vae", "sha256": "0"}, "expected null, because the kind is 'autoencoder'"),
+    ("unet", "recipe", "fast", "recipe is 'fast'; expected a dict"),
+    ("unet", "recipe.lr", "1e-3", "recipe: 'lr' is '1e-3'; expected a number"),
+    ("unet", "recipe.lr", -math.inf, "recipe: 'lr' is -inf; expected a number"),
+    ("unet", "sha256", 7, "sha256 is 7; expected 64 hexadecimal digits"),
+    ("unet", "sha256", "a\nb", r"sha256 is 'a\\nb'; expected 64 hexadecimal digits"),
+    ("unet", "autoencoder", {"name": "vae", "sha256": []}, r"autoencoder: sha256 is \[\]; expected 64 hex"),
+]
+
+
+def written(folder: Path, name: str, way: str, value: object) -> Path:
+    """Write a tiny network whose card has one other entry; return the card's path."""
+    saved(name, folder)
+    path = folder / "weights.json"
+    card = parent = json.loads(path.read_text())
+    *parts, last = way.split(".")
+    for part in parts:
+        parent = parent[part]
+    parent[last] = value
+    if value is DELETED:
+        del parent[last]
+    path.write_text(json.dumps(card))
+    return path
+
+
+@pytest.mark.parametrize("name, way, value, words", ODD_ENTRIES)
+def test_an_odd_entry_is_an_error_of_one_line_that_names_file_entry_and_value(tmp_path, name, way, value, words):
+    path = written(tmp_path, name, way, value)
+    for function in (read_card, load_pretrained, load_autoencoder):
+        with pytest.raises(WeightsError, match=words) as error:
+            function(tmp_path)
+        message = str(error.value)
+        assert message.startswith(str(path)) and "get the file again" in message
+        assert "\n" not in message and len(message) < len(str(path)) + 250
+
+
+@pytest.mark.parametrize(
+    "name, way, value, words",
+    [
+        ("unet", "process.beta", "ramp", "beta is 'ramp'; expected one of linear_beta, .*, cosine_beta"),
+        ("unet", "process.target", "y", "target is 'y'; expected one of eps, x0, v"),
+        ("transformer", "arguments.heads", 3, "dim is 8 and heads 3; expected heads that divide dim"),
+        ("unet", "arguments.width", 7, "dim of the time is 7; expected an even number"),
+        (
+            "unet",
+            "arguments",
+            {"width": 4096, "mults": [64]},
+            "the number of its weights is .*; expected at most 100,0",
+        ),
+        ("vae", "arguments.width", 1, "width is 1; expected at least 2"),
+        ("attention_autoencoder", "arguments.width", 4, "width is 4; expected at least 8"),
+    ],
+)
+def test_what_cannot_be_built_is_an_error_of_one_line_that_names_the_value(tmp_path, name, way, value, words):
+    written(tmp_path, name, way, value)
+    with pytest.raises(WeightsError, match=f"cannot be built \\({words}.*\\); correct its card$") as error:
+        build_process(read_card(tmp_path)) if way.startswith("process") else build(read_card(tmp_path))
+    assert "\n" not in str(error.value) and len(str(error.value)) < 300
+
+
+def test_a_deeply_nested_card_is_an_error_that_names_it(tmp_path):
+    path = written(tmp_path, "unet", "arguments", {})
+    path.write_text("[" * 100_000)
+    with pytest.raises(WeightsError, match="is missing or damaged"):
+        read_card(tmp_path)
+
+
+@pytest.mark.parametrize("entry", [{"schedule": 3}, {"schedule": "cosine"}, {"recipe": "fast"}, {"recipe": None}])
+def test_an_odd_entry_of_an_old_card_is_an_error_that_names_it(tmp_path, entry):
+    ((key, value),) = entry.items()
+    path = written(tmp_path, "unet", "kind", DELETED)
+    path.write_text(json.dumps(old_form(json.loads(path.read_text()) | {"kind": "denoiser"}) | entry))
+    with pytest.raises(WeightsError, match=f"{key} is {value!r}; expected a dict"):
+        read_card(tmp_path)
 
 
 # The way to an autoencoder

@@ -345,6 +345,33 @@ def test_a_guide_that_does_not_fit_is_an_error_that_names_both(folder, tmp_path)
         load_drawer(folder / "patch_unet", guidance=2.0, guide="nowhere")
 
 
+@pytest.mark.parametrize(
+    "name, changes, words",
+    [
+        # Folded 2 x 2 pixels look like 4 channels: the weights have the same shapes.
+        ("unet", {"arguments": {"width": 8, "mults": [1], "patch": 1, "channels": 4}}, "4 channels, but got 1"),
+        ("latent_unet", {"autoencoder": None}, "2 channels, but got 1"),
+        ("latent_unet", {"autoencoder": "attention_autoencoder"}, "2 channels, but got 1"),
+        (
+            "latent_unet",
+            {"autoencoder": "unet"},
+            "names .*unet' as its autoencoder, but this is none; correct the card",
+        ),
+    ],
+)
+def test_a_card_whose_parts_do_not_fit_together_is_an_error_before_anything_is_drawn(tmp_path, name, changes, words):
+    for other in ("vae", "unet", "attention_autoencoder"):
+        saved(other, tmp_path / other)
+    place = changes.get("autoencoder", "vae")
+    about = place and {"name": str(tmp_path / place), "sha256": read_card(tmp_path / place)["sha256"]}
+    saved(name, tmp_path / name, autoencoder=about if name == "latent_unet" else None)
+    path = tmp_path / name / "weights.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {k: v for k, v in changes.items() if k == "arguments"}))
+    with pytest.raises(WeightsError, match=words) as error:
+        load_drawer(tmp_path / name, 1)
+    assert "\n" not in str(error.value) and "correct" in str(error.value)
+
+
 def test_the_published_denoiser_of_latents_is_guided_by_one_that_was_trained_for_less():
     z, t, y = torch.randn(2, 4, 7, 7, generator=seeded(1)), torch.tensor([30, 900]), torch.tensor([3, 9])
     strong, weak = (load_drawer(name).model(z, t, y) for name in ("latent_unet", "latent_unet_unit_1"))

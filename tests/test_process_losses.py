@@ -117,7 +117,7 @@ LOSSES = {"eps": simple_loss, "x0": x0_loss, "v": v_loss}
 @pytest.mark.parametrize("target", LOSSES)
 @pytest.mark.parametrize("T", [10, 200])
 def test_each_target_has_its_loss_its_validation_and_its_noise(target, T):
-    process = Diffusion.from_card({"process": {"beta": "cosine_beta", "T": T, "target": target}})
+    process = Diffusion.from_card({}, beta="cosine_beta", T=T, target=target)
     schedule = schedules.Schedule(schedules.cosine_beta(T))
     x0, y = torch.randn(20, 1, 4, 4, generator=generator()), torch.arange(20)
     t, eps = process.draw(x0, generator())
@@ -136,7 +136,7 @@ def test_each_target_has_its_loss_its_validation_and_its_noise(target, T):
 
 
 def test_a_card_names_the_betas_and_a_target_that_there_is():
-    process = Diffusion.from_card({"process": {"beta": "rescaled_linear_beta", "T": 50, "target": "eps"}})
+    process = Diffusion.from_card({}, beta="rescaled_linear_beta", T=50, target="eps")
     assert torch.equal(process.schedule.beta, schedules.rescaled_linear_beta(50))
     with pytest.raises(ValueError, match="target is 'x'; expected one of eps, x0, v"):
         Diffusion(process.schedule, "x")

@@ -367,7 +367,7 @@ def test_the_card_says_what_data_it_was_trained_on_and_a_run_does_not_change_the
     recipes.train_network("unet", tmp_path, **SMALL)
     assert read_card(tmp_path)["data"] == source
     monkeypatch.setattr(recipes, "describe_data", lambda: "other data")
-    with pytest.raises(ValueError, match=f"data: {source} there, other data now"):
+    with pytest.raises(ValueError, match=f"data: '{source}' there, 'other data' now"):
         recipes.train_network("unet", tmp_path, **SMALL)
 
 
@@ -411,7 +411,7 @@ class Flow:
     """A straight path x_t = (1 - t) x0 + t eps, t real in [0, 1]; the network predicts eps - x0."""
 
     device: torch.device
-    max_steps, shape = 100, (1, 28, 28)
+    kind, max_steps, shape = "denoiser", 100, (1, 28, 28)
 
     @classmethod
     def from_card(cls, card, device):

@@ -748,7 +748,7 @@ def test_the_checkpoint_of_another_training_is_an_error_that_names_what_differs(
 
 def test_what_only_the_checkpoint_has_is_named_too(tmp_path):
     fit(tmp_path, card=lambda: card() | {"data": "drawn"})
-    with pytest.raises(ValueError, match=r"\(data: drawn there, None now\)"):
+    with pytest.raises(ValueError, match=r"\(data: 'drawn' there, None now\)"):
         fit(tmp_path)
 
 

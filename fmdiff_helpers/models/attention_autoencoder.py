@@ -51,10 +51,13 @@ class AttentionAutoencoder(nn.Module):
     training measures them, and they are saved with the weights.
     """
 
+    kind = "autoencoder"
     latent_shape = (1, 8, 8)
 
     def __init__(self, width: int = 32, places: bool = False):
         super().__init__()
+        if width < 8:
+            raise ValueError(f"width is {width}; expected at least 8, or some layers would have no channels")
         self.places = places
         self.encoder = nn.Sequential(
             nn.ConstantPad2d(2, -1.0),  # 28 pixels can be halved to 14 and 7, and 32 to 16 and 8

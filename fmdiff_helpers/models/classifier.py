@@ -55,6 +55,8 @@ class ResidualBlock(nn.Module):
 class Classifier(nn.Module):
     """Classify images (B, 1, 28, 28) in [-1, 1] into the ten kinds of garments; returns logits (B, 10)."""
 
+    kind = "classifier"
+
     def __init__(self, width: int = 32, num_classes: int = 10):
         super().__init__()
         self.body = nn.Sequential(

@@ -21,6 +21,8 @@ class TimeEmbedding(nn.Module):
 
     def __init__(self, dim: int):
         super().__init__()
+        if dim < 2 or dim % 2:
+            raise ValueError(f"dim of the time is {dim}; expected an even number, at least 2: sines and cosines")
         self.dim = dim
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.SiLU(), nn.Linear(4 * dim, 4 * dim))
 

@@ -117,6 +117,8 @@ class PatchUNet(nn.Module):
     and means the same as None. `norm` is "group" or "batch". (Ronneberger et al. 2015; Ho et al. 2020, appendix B)
     """
 
+    kind = "denoiser"
+
     def __init__(
         self,
         width: int = 48,

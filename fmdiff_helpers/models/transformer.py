@@ -114,6 +114,8 @@ class Transformer(nn.Module):
     (Peebles & Xie 2023; Li & He 2025 for x0 as the target)
     """
 
+    kind = "denoiser"
+
     def __init__(
         self,
         image_size: int = 28,
@@ -129,6 +131,8 @@ class Transformer(nn.Module):
         super().__init__()
         if image_size % patch:
             raise ValueError(f"image_size is {image_size} and patch {patch}; expected a patch that divides the size")
+        if dim % heads:
+            raise ValueError(f"dim is {dim} and heads {heads}; expected heads that divide dim")
         if attention not in ATTENTION:
             raise ValueError(f"attention is {attention!r}; expected one of {', '.join(map(repr, ATTENTION))}")
         self.image_size, self.patch = image_size, patch

@@ -117,6 +117,8 @@ class UNet(nn.Module):
     label `num_classes` is the null label and means the same as None.
     """
 
+    kind = "denoiser"
+
     def __init__(
         self,
         width: int = 32,

@@ -63,8 +63,12 @@ class VAE(nn.Module):
     `scale` (channels, 1, 1) standardise latents; training measures them, and they are saved with the weights.
     """
 
+    kind = "autoencoder"
+
     def __init__(self, width: int = 32, channels: int = 4, grid: int = 7):
         super().__init__()
+        if width < 2:
+            raise ValueError(f"width is {width}; expected at least 2, or some layers would have no channels")
         if grid not in (1, 7):
             raise ValueError(f"grid is {grid!r}; expected 7, for a map of 7 x 7 places, or 1, for a vector")
         self.latent_shape = (channels, grid, grid)

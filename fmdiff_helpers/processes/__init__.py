@@ -2,7 +2,8 @@
 
 Every process has
 
-    from_card(card, device)              build it, with its tables on a device
+    kind                                 of the networks that learn by it, as in their cards: "denoiser", for example
+    from_card(card, device, ...)         build it, with its tables on a device; the rest are its arguments, with types
     draw(x0, generator)                  draw the random numbers of a training step, as tensors (B, ...)
     training_loss(num_steps)             return loss(model, x0, y, *drawn) -> (B,); an nn.Module if it has a memory
     validate(model, x0, y)               return {"loss": ...} and other measures on images held out

@@ -50,12 +50,12 @@ class VariationalPrior:
     kl_weight: float
     shape: tuple[int, ...]
     device: torch.device
-    max_steps = 1
+    kind, max_steps = "autoencoder", 1
 
     @classmethod
-    def from_card(cls, card: dict, device: torch.device | str = "cpu") -> "VariationalPrior":
-        """Build it from {"kl_weight": 0.01}."""
-        return cls(card["process"]["kl_weight"], latent_shape(card), torch.device(device))
+    def from_card(cls, card: dict, device: torch.device | str = "cpu", *, kl_weight: float) -> "VariationalPrior":
+        """Build it from kl_weight=0.01, for the latents of the card's network."""
+        return cls(kl_weight, latent_shape(card), torch.device(device))
 
     def draw(self, x0: Tensor, generator: torch.Generator) -> tuple[Tensor]:
         """Draw eps, standard normal (B, *shape): it decides where in its cloud each image's latent lies."""
@@ -94,7 +94,7 @@ class VariationalPrior:
 class Reconstruction:
     """Train an autoencoder without noise: its output should equal its input. It cannot draw."""
 
-    max_steps = 0
+    kind, max_steps = "autoencoder", 0
 
     @classmethod
     def from_card(cls, card: dict, device: torch.device | str = "cpu") -> "Reconstruction":

@@ -22,7 +22,7 @@ def shift(x0: Tensor, shifts: Tensor) -> Tensor:
 class Classification:
     """Train a classifier by the cross entropy of images that are moved at random at each step. It cannot draw."""
 
-    max_steps = 0
+    kind, max_steps = "classifier", 0
 
     @classmethod
     def from_card(cls, card: dict, device: torch.device | str = "cpu") -> "Classification":

@@ -7,16 +7,26 @@ import torch
 from accelerate.utils import reduce
 from torch import Tensor, nn
 
-from fmdiff_helpers import schedules
 from fmdiff_helpers.diffusion import add_noise, draw_noise, simple_loss, v_loss, validation_loss, x0_loss
 from fmdiff_helpers.samplers import noise_from_v, noise_predictor, sample_ddim, sample_ddpm
-from fmdiff_helpers.schedules import Schedule
+from fmdiff_helpers.schedules import (
+    Schedule,
+    cosine_beta,
+    linear_beta,
+    quadratic_beta,
+    rescaled_linear_beta,
+    sigmoid_beta,
+)
 
 # What the network predicts -> its loss, and how its prediction becomes the noise, which the samplers take.
 TARGETS = {
     "eps": (simple_loss, lambda network, schedule: network),
     "x0": (x0_loss, noise_predictor),
     "v": (v_loss, noise_from_v),
+}
+BETAS = {
+    function.__name__: function
+    for function in (linear_beta, rescaled_linear_beta, quadratic_beta, sigmoid_beta, cosine_beta)
 }
 
 
@@ -56,17 +66,20 @@ class Diffusion:
     schedule: Schedule
     target: str = "eps"
     shape = (1, 28, 28)
+    kind = "denoiser"
 
     def __post_init__(self):
         if self.target not in TARGETS:
             raise ValueError(f"target is {self.target!r}; expected one of {', '.join(TARGETS)}")
 
     @classmethod
-    def from_card(cls, card: dict, device: torch.device | str = "cpu") -> "Diffusion":
-        """Build it from {"beta": "cosine_beta", "T": 200, "target": "v"}."""
-        arguments = card["process"]
-        beta = getattr(schedules, arguments["beta"])(arguments["T"])
-        return cls(Schedule(beta).to(device), arguments["target"])
+    def from_card(
+        cls, card: dict, device: torch.device | str = "cpu", *, beta: str, T: int, target: str
+    ) -> "Diffusion":
+        """Build it from beta="cosine_beta", T=200 and target="v"; ValueError for a `beta` or `target` that is none."""
+        if beta not in BETAS:
+            raise ValueError(f"beta is {beta!r}; expected one of {', '.join(BETAS)}")
+        return cls(Schedule(BETAS[beta](T)).to(device), target)
 
     @property
     def device(self) -> torch.device:
