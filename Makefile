@@ -1,4 +1,4 @@
-.PHONY: setup lint test floor notebooks requirements colab colab-like zip clean
+.PHONY: setup lint test floor notebooks requirements colab colab-like pretended zip clean
 
 setup:  ## install everything, and let git show a notebook's diff as text
 	uv sync --all-groups
@@ -29,6 +29,9 @@ colab:  ## make colab REPO=OWNER/NAME: write the public address into badges and 
 
 colab-like:  ## run all lessons as on Colab: its versions, the ZIP, a stub of google.colab
 	uv run python tools/colab_like.py
+
+pretended:  ## run all lessons on a pretended GPU and the drawn stand-in, which takes ten minutes; the check runs two
+	bash tools/pretended.sh
 
 zip:  ## write fmdiff.zip, which a lesson on Colab asks for
 	uv run python tools/archive.py

@@ -163,11 +163,10 @@ class Torture:
 
     def check_folder(self, name: str, fault: str) -> None:
         """Keep a problem unless the folder holds whole weights, or none."""
-        place = self.folder / "run"
         try:
-            load_pretrained(place)
+            load_pretrained(self.folder / "run")
         except WeightsError as error:
-            if "no weights" not in str(error):
+            if "no weights" not in str(error) and not self.is_damaged:
                 self.problem(name, fault, str(error))
 
     def disturbed(self, name: str, seconds: float) -> None:
@@ -201,6 +200,8 @@ class Torture:
         self.codes.update(codes)
         if "Traceback" in said and fault != "no memory":
             self.problem(name, fault, said[-1500:])
+        if set(codes) & {0, 130}:  # it came far enough to mend what was damaged before
+            self.is_damaged = False
         self.check_folder(name, fault)
 
     def send(self, process: int) -> None:
@@ -241,6 +242,7 @@ class Torture:
             path.write_bytes(content[:place] + (b"" if what == "cut" else b"?" + content[place + 1 :]))
             if what == "lost":
                 path.unlink()
+            self.is_damaged = True
         else:
             return
         self.faults[f"file {what}"] += 1
@@ -291,7 +293,7 @@ class Torture:
     def train_through(self, name: str, seconds: float, end: float) -> None:
         """Disturb one training until it ends, or the time is up."""
         shutil.rmtree(self.folder / "run", ignore_errors=True)
-        self.story = []
+        self.story, self.is_damaged = [], False
         while time.monotonic() < end:
             self.disturbed(name, seconds)
             self.another_network(name)
