@@ -83,6 +83,21 @@ def test_lab_opens_the_lesson_on_this_machine_only(launched, notebooks, argument
     ]
 
 
+@pytest.mark.parametrize("port", ["0", "-5", "65001", "70000", "1" + "0" * 30, "x"])
+def test_a_port_that_cannot_exist_is_refused(launched, port):
+    """JupyterLab also tries ports up to a hundred above the first."""
+    result = fmdiff_lab("1", "--port", port)
+    assert result.exit_code == 2 and launched == [] and len(result.stderr.splitlines()) == 1
+    assert "Invalid value for '--port'" in result.stderr
+
+
+def test_without_jupyterlab_lab_says_what_to_install(notebooks, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jupyterlab.labapp", None)
+    result = fmdiff_lab()
+    assert result.exit_code == 1
+    assert result.stderr.startswith("fmdiff: 'jupyterlab' is not installed; install all packages: `uv sync`")
+
+
 @pytest.mark.parametrize("user", [0, 1000, None])
 @pytest.mark.parametrize("browser", [True, False])
 def test_root_is_allowed_for_root_and_without_a_browser_an_address_is_printed(launched, monkeypatch, user, browser):
