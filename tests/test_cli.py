@@ -783,6 +783,14 @@ def test_a_name_that_a_terminal_cannot_show_is_printed_with_escapes(here):
     assert done.stderr == "" and done.stdout == "1 images in \\udcff.png\n"
 
 
+@pytest.mark.parametrize("name", ["my_vae", "all", "x.npz"])
+def test_without_the_published_classifier_one_line_says_so(here, garments, monkeypatch, name):
+    """Where the package is installed without the repository, only the networks of one's own trainings are there."""
+    np.savez("x.npz", images=garments["train"][0].cpu().numpy())
+    monkeypatch.setattr(cards, "PUBLISHED", here / "not here")
+    check_refused(here, f"evaluate {name}", "fmdiff: all measures need the published network 'classifier', which is ")
+
+
 @pytest.fixture
 def board(here, garments, monkeypatch) -> dict[str, dict]:
     """Rows of tiny networks instead of those of the leaderboard, and a clock that stands still."""

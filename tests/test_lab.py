@@ -56,7 +56,7 @@ def test_an_unknown_or_ambiguous_lesson_is_exit_code_2_with_the_list(launched, n
 def test_without_the_lessons_the_message_says_so(tmp_path, launched, monkeypatch):
     monkeypatch.setattr(lab, "NOTEBOOKS", tmp_path)
     result = fmdiff_lab()
-    assert result.exit_code == 2 and f"none in {tmp_path}: clone the repository" in result.stderr
+    assert result.exit_code == 2 and f"there are no lessons in {tmp_path}: the installed package" in result.stderr
 
 
 def test_a_shell_sees_the_exit_code_and_one_line_without_a_traceback():
