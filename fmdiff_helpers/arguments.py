@@ -100,9 +100,10 @@ def plain_errors() -> Iterator[None]:
 
     try:
         yield
-    except (FloatingPointError, MemoryError, DataError, OSError) as error:
-        is_name = isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG
-        raise fail(describe_error(error), 2 if is_name else 1) from None
+    except OSError as error:
+        raise fail(failure_line(error), 2 if error.errno == errno.ENAMETOOLONG else 1) from None
+    except (FloatingPointError, MemoryError, DataError) as error:
+        raise fail(describe_error(error), 1) from None
     except (WeightsError, ValueError) as error:
         raise fail(str(error), 2) from None
 

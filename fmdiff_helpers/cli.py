@@ -68,7 +68,7 @@ def lab(
         typer.echo("No browser here. Open the address below that starts with http://127.0.0.1 (it holds a token).")
         typer.echo("On another computer, first run there: ssh -L PORT:127.0.0.1:PORT THIS_MACHINE, with its port.")
     if os.environ.get("FMDIFF_DATA"):  # a kernel runs in notebooks/, where a relative path means another folder
-        os.environ["FMDIFF_DATA"] = str(Path(os.environ["FMDIFF_DATA"]).expanduser().resolve())
+        os.environ["FMDIFF_DATA"] = str(Path(os.path.expanduser(os.environ["FMDIFF_DATA"])).resolve())
     LabApp.launch_instance(argv=lab_arguments(path, port, browser))
 
 
@@ -87,7 +87,7 @@ def data(
         raw = fetch_fashion_mnist()
         problems = find_problems(raw) if raw else {}
     except (DataError, OSError, HTTPException, RuntimeError) as error:
-        raise fail(" ".join(str(error).split()) or type(error).__name__, 1) from None
+        raise fail(describe_error(error), 1) from None
     if raw is None:
         raise typer.Exit(1)  # a notice has already said why
     for problem in problems.values():

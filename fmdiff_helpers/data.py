@@ -55,7 +55,9 @@ def raw_folder() -> Path:
     """Return the folder for the four files: below FMDIFF_DATA if that is set, otherwise below `data/`."""
     checkout = Path(__file__).parents[1]
     default = checkout / "data" if (checkout / "pyproject.toml").exists() else Path("data")
-    return Path(os.environ.get("FMDIFF_DATA") or default).expanduser().resolve() / "FashionMNIST" / "raw"
+    # Unlike Path.expanduser, this leaves ~name as it is where there is no such user.
+    named = os.path.expanduser(os.environ.get("FMDIFF_DATA") or default)
+    return Path(named).resolve() / "FashionMNIST" / "raw"
 
 
 def read_bytes(raw: Path, name: str) -> bytes:

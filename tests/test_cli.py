@@ -121,8 +121,10 @@ def test_data_says_that_all_is_intact_or_lists_each_bad_file_and_repair_download
 
 
 def test_data_without_the_folder_fails_in_one_line_and_repair_makes_it(small, mirror, tmp_path, monkeypatch):
-    monkeypatch.setenv("FMDIFF_DATA", str(tmp_path / "new"))
-    check_refused(tmp_path, "data", f"FMDIFF_DATA is {tmp_path / 'new'}", code=1)
+    for name in ("~nobody at all", str(tmp_path / "new")):
+        monkeypatch.setenv("FMDIFF_DATA", name)
+        check_refused(tmp_path, "data", f"FMDIFF_DATA is {name}", code=1)
+        check_refused(tmp_path, "evaluate classifier", f"FMDIFF_DATA is {name}", code=1)
     assert fmdiff("data --repair").exit_code == 0
     assert sorted(path.name for path in data.raw_folder().iterdir()) == sorted(data.ALL_FILES)
 
