@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+LEAST_IMAGES = 200  # the measures need more images than there are features, 128
 MOST_IMAGES = 60_000  # the training images: a floor of more real images cannot be measured
 UsageError: Any = typer.BadParameter.__base__  # of click, or of the copy of click inside newer versions of typer
 

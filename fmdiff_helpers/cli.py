@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from fmdiff_helpers.arguments import (
+    LEAST_IMAGES,
     MOST_IMAGES,
     Commands,
     Guidance,
@@ -309,7 +310,7 @@ def evaluate(
         evaluate_file(name, as_json)
         return
     n, seeds = 1000 if n is None else n, 3 if seeds is None else seeds
-    check_at_least("-n", n, 200)
+    check_at_least("-n", n, LEAST_IMAGES)
     check_at_most("-n", n, MOST_IMAGES, "images, as many as the floor has")
     check_at_least("--seeds", seeds, 1)
     check_at_most("--seeds", seeds, 100, "sets of images")

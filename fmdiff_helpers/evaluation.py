@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from fmdiff_helpers.arguments import MOST_IMAGES, check_at_most, plain_errors
+from fmdiff_helpers.arguments import LEAST_IMAGES, MOST_IMAGES, check_at_most, plain_errors
 from fmdiff_helpers.batching import this_process
 from fmdiff_helpers.cards import build_process, read_card
 from fmdiff_helpers.checkpoints import load_pretrained
@@ -16,8 +16,6 @@ from fmdiff_helpers.images import read_samples
 from fmdiff_helpers.leaderboard import ROWS, load_judge, measure_columns, measure_floors, measure_row
 from fmdiff_helpers.metrics import accuracy, mean_and_spread
 from fmdiff_helpers.reports import board_head, board_line, describe_request, evaluation_table
-
-LEAST_IMAGES = 200  # the measures need more images than there are features, 128
 
 
 def print_json(found: dict) -> None:

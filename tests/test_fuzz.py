@@ -82,6 +82,11 @@ def write_folder(folder: Path) -> None:
     np.savez(folder / "here" / "mine.npz", images=images.numpy(), labels=labels.numpy())
 
 
+def measure_few(judge, n, seeds, *networks) -> dict:
+    """Measure 30 images instead of hundreds."""
+    return leaderboard.measure_columns(judge, 30, seeds[:1], *networks)
+
+
 @pytest.fixture(scope="module")
 def small(tmp_path_factory, on_the_processor) -> Path:
     """The working folder; little data, one judge, no server, no download, and trainings that end at once."""
@@ -104,6 +109,8 @@ def small(tmp_path_factory, on_the_processor) -> Path:
             patch.setattr(module, "load_fashion_mnist", lambda split="train", device="cpu": drawn[split])
         patch.setattr(evaluation, "load_judge", lambda device: judge)
         patch.setattr(evaluation, "LEAST_IMAGES", 20)
+        patch.setattr(evaluation, "measure_columns", measure_few)
+        patch.setattr(evaluation, "measure_row", lambda judge, row, *_: leaderboard.measure_row(judge, row, 30, [0]))
         for module in (leaderboard, evaluation):
             patch.setattr(module, "ROWS", {"vae": {"name": "vae"}})
         patch.setattr(recipes, "train_network", train_network)
@@ -131,25 +138,28 @@ def time_limit():
         signal.alarm(0)
 
 
-def values(name: str) -> st.SearchStrategy[str]:
-    """Draw a value of an argument: mostly one that it takes."""
-    return st.integers(0, 3).flatmap(lambda k: st.sampled_from(USUAL[name] if k and name in USUAL else NASTY))
+def values(name: str, nasty: bool) -> st.SearchStrategy[str]:
+    """Draw a value of an argument: one that it takes, or sometimes, if `nasty`, any other."""
+    usual = st.sampled_from(USUAL.get(name, NASTY))
+    return st.integers(0, 2).flatmap(lambda k: usual if k else st.sampled_from(NASTY)) if nasty else usual
 
 
 @st.composite
 def command_lines(draw) -> list[str]:
-    """Draw a command with its arguments and some of its options."""
-    command = draw(st.sampled_from(sorted(COMMANDS)))
+    """Draw a command with its arguments and a few of its options; every other one has only values that it takes."""
+    command, nasty = draw(st.sampled_from(["sample", "show", "evaluate", *COMMANDS])), draw(st.booleans())
     line, options = [command], []
     for parameter in COMMANDS[command].params:
-        count = max(1, parameter.nargs)
-        given = [draw(values(parameter.name)) for _ in range(count)] if parameter.name != "help" else []
         if parameter.param_type_name == "argument":
-            line += given
-        elif draw(st.integers(0, 2)) == 0:
-            options += [draw(st.sampled_from(parameter.opts))] + ([] if getattr(parameter, "is_flag", 0) else given)
-    line = line + options if draw(st.booleans()) else [line[0], *options, *line[1:]]
-    return [*line, draw(st.sampled_from(NASTY))] if draw(st.integers(0, 15)) == 0 else line
+            line.append(draw(values(parameter.name, nasty)))
+        elif draw(st.integers(0, 5)) == 5:
+            count = 0 if getattr(parameter, "is_flag", False) else max(1, parameter.nargs)
+            options += [
+                draw(st.sampled_from(parameter.opts)),
+                *(draw(values(parameter.name, nasty)) for _ in range(count)),
+            ]
+    line = line + options if draw(st.booleans()) else [command, *options, *line[1:]]
+    return [*line, draw(st.sampled_from(NASTY))] if nasty and draw(st.integers(0, 9)) == 9 else line
 
 
 def run(line: list[str]) -> str:
