@@ -30,8 +30,8 @@ from fmdiff_helpers.arguments import (
 )
 from fmdiff_helpers.lab import find_lesson, has_browser, lab_arguments
 
-# Each command imports what it needs, so that `fmdiff --help` need not wait seconds for PyTorch. `sample` and `evaluate`
-# are long, because their imports and checks stand in the order in which a user meets them.
+# Each command imports what it needs, so that `fmdiff --help` need not wait seconds for PyTorch. `sample` is long,
+# because its imports and checks stand in the order in which a user meets them.
 
 EPOCH = 58_000  # images: the training split without those for validation
 # The ending of a file of samples -> the most images that it may hold.
