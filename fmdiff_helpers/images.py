@@ -76,7 +76,7 @@ def check_images(images: Tensor | np.ndarray, least: int = 1) -> Tensor:
     """Return images uint8 (N, 28, 28) or (N, 1, 28, 28), an array or a tensor, as a tensor (N, 1, 28, 28).
 
     ValueError says what was found instead and how to convert it: another type, range or shape, or fewer than `least`
-    images. Images that look inverted get a warning.
+    images.
     """
     if not isinstance(images, Tensor | np.ndarray):
         raise ValueError(f"images are {type(images).__name__}; {EXPECTED}, as an array or a tensor")
@@ -93,9 +93,7 @@ def check_images(images: Tensor | np.ndarray, least: int = 1) -> Tensor:
         raise ValueError(f"images hold only 0 and 1; multiply by 255; {EXPECTED}")
     # A copy, because PyTorch takes no array that is read-only or runs backwards.
     checked = images if isinstance(images, Tensor) else torch.from_numpy(np.array(images, order="C"))
-    checked = checked.reshape(-1, 1, 28, 28)
-    warn_if_inverted(checked)
-    return checked
+    return checked.reshape(-1, 1, 28, 28)
 
 
 def check_labels(labels: Tensor | np.ndarray, n: int) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fmdiff_helpers.batching import batch_size_on, gather_parts, own_parts
 from fmdiff_helpers.data import to_model, to_uint8
-from fmdiff_helpers.images import check_images, check_labels
+from fmdiff_helpers.images import check_images, check_labels, warn_if_inverted
 from fmdiff_helpers.models.classifier import Classifier
 
 
@@ -139,10 +139,11 @@ class Judge:
 
         Both are tensors on any device, or arrays. `copying` is the share of images that are as near to a training image
         as the nearest 5 % of the test images: 0.05 for images as new as those, 1 for copies. ValueError as from
-        `check_images` and `check_labels`.
+        `check_images` and `check_labels`. Images that look inverted get a warning.
         """
         images = check_images(images, least=self.test_features.shape[1] + 1).to(self.train_images.device)
         labels = None if labels is None else check_labels(labels, len(images))
+        warn_if_inverted(images)
         found = self.features(images)
         measures = self.distances(found)
         distance, _ = nearest(images, self.train_images, shared=True)

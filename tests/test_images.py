@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from fmdiff_helpers.images import check_images, check_labels, read_samples
+from fmdiff_helpers.images import check_images, check_labels, read_samples, warn_if_inverted
 from fmdiff_helpers.metrics import Judge
 from fmdiff_helpers.models.classifier import Classifier
 from fmdiff_helpers.standin import draw_garments
@@ -77,7 +77,7 @@ def test_no_images_or_too_few_are_refused():
 def test_inverted_images_get_a_warning_and_no_others(capsys, inverted):
     noise = np.random.default_rng(0).integers(0, 256, FLAT.shape, np.uint8)
     for images in (FLAT, noise):
-        check_images(255 - FLAT if inverted else images)
+        warn_if_inverted(check_images(255 - FLAT if inverted else images))
         said = capsys.readouterr()
         assert said.out == "" and ("look inverted" in said.err) == inverted and ("255 - images" in said.err) == inverted
 
@@ -105,12 +105,14 @@ def test_labels_of_any_integer_type_are_int64(labels):
     assert found.dtype == torch.int64 and found.tolist() == KINDS.tolist()
 
 
-def test_the_judge_takes_what_a_file_holds_and_refuses_the_rest():
+def test_the_judge_takes_what_a_file_holds_and_refuses_the_rest(capsys):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         judge = Judge(Classifier(width=4).eval(), *(draw_garments(100, seed)[0] for seed in (1, 2)))
     expected = judge.measure(torch.tensor(GARMENTS), torch.tensor(KINDS))
     assert judge.measure(FLAT, KINDS.astype(np.uint8)) == expected
+    judge.measure(255 - FLAT)
+    assert capsys.readouterr().err.count("look inverted") == 1
     for images, labels in ((UNIT, None), (FLAT[:16], None), (FLAT, KINDS[:9])):
         with pytest.raises(ValueError, match=r"expected (uint8|at least 17|30 whole)"):
             judge.measure(images, labels)
