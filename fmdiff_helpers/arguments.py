@@ -1,14 +1,21 @@
 """What the commands share: options, checks of arguments, and errors in one line."""
 
+import errno
 import math
 import os
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+
+LEAST_IMAGES = 200  # the measures need more images than there are features, 128
+MOST_IMAGES = 60_000  # the training images: a floor of more real images cannot be measured
+UsageError: Any = typer.BadParameter.__base__  # of click, or of the copy of click inside newer versions of typer
 
 Network = Annotated[str, typer.Argument(help="A published network, or a folder that `fmdiff train` wrote.")]
 Guidance = Annotated[
@@ -33,7 +40,8 @@ def is_first() -> bool:
 def fail(message: str, code: int) -> typer.Exit:
     """Print one line to stderr and return the exit to raise: code 2 for a wrong argument, 1 for any other failure."""
     if code == 1 or is_first():  # a wrong argument is wrong in all processes: one of them says so
-        typer.echo(f"fmdiff: {' '.join(message.split())}", err=True)
+        with suppress(OSError):  # where stderr is full or closed, the exit code still says it
+            typer.echo(f"fmdiff: {' '.join(message.split())}", err=True)
     return typer.Exit(code)
 
 
@@ -46,14 +54,35 @@ def check_choice(what: str, value: str, allowed: list[str]) -> None:
 def check_at_least(option: str, value: float | None, least: float) -> None:
     """Fail if a number was given and is below `least`, infinite or NaN."""
     if value is not None and not least <= value < math.inf:
-        raise fail(f"{option} is {value:g}; expected at least {least:g}", 2)
+        shown = f"{value:g}" if isinstance(value, float) else str(value)  # an int may be too large for a float
+        raise fail(f"{option} is {shown}; expected at least {least:g}", 2)
+
+
+def check_at_most(option: str, value: float, most: int, what: str) -> None:
+    """Fail if a number is above `most`, which is the limit for `what`."""
+    if value > most:
+        raise fail(f"{option} is {value}; expected at most {most:,} {what}", 2)
+
+
+def check_unused(options: dict[str, object], what: str) -> None:
+    """Fail if one of these options was given, is not None, although it means nothing for `what`."""
+    for option, value in options.items():
+        if value is not None:
+            raise fail(f"{option} is given, but means nothing for {what}; leave it out", 2)
 
 
 def check_place(out: Path, folder: bool) -> None:
     """Fail, before hours of work, if `out` cannot be written as a file, or as a folder."""
-    found = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
-    is_new = found != out.absolute()
-    if found.is_dir() != (folder or is_new) or not os.access(found, os.W_OK):
+    place = out.absolute()
+    try:
+        found = next(path for path in (place, *place.parents) if path.exists())
+        fits = found.is_dir() if folder or found != place else found.is_file()
+        # A file is written under a longer name first, beside its place.
+        fits = fits and os.access(found, os.W_OK) and (folder or len(os.fsencode(out.name)) <= 200)
+        fits = fits and (folder or found != place or os.access(place.parent, os.W_OK))
+    except OSError:  # a name that is too long, for example
+        fits = False
+    if not fits:
         kind = "folder" if folder else "file"
         raise fail(f"--out is {out}; name a {kind} in a folder that you may write to", 2)
 
@@ -66,6 +95,13 @@ def typed(folder: Path) -> str:
     return shlex.quote(text if is_place(text) else f"./{text}")
 
 
+def describe_error(error: BaseException) -> str:
+    """Return the message of an error; of one of the system its file and reason: "x.png: No space left on device"."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error) or type(error).__name__
+
+
 @contextmanager
 def plain_errors() -> Iterator[None]:
     """Turn the errors that the package raises on purpose into one line; the exit codes are those of `fail`."""
@@ -74,7 +110,54 @@ def plain_errors() -> Iterator[None]:
 
     try:
         yield
-    except (FloatingPointError, MemoryError, ConnectionError, DataError) as error:
-        raise fail(str(error), 1) from None
-    except (WeightsError, ValueError, OSError) as error:
+    except OSError as error:
+        raise fail(failure_line(error), 2 if error.errno == errno.ENAMETOOLONG else 1) from None
+    except (FloatingPointError, MemoryError, DataError) as error:
+        raise fail(describe_error(error), 1) from None
+    except (WeightsError, ValueError) as error:
         raise fail(str(error), 2) from None
+
+
+class Commands(TyperGroup):
+    """Commands whose errors are one line each: also those of the command line, of the system and of memory."""
+
+    def main(self, args: Sequence[str] | None = None, *more: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        """Run a command and exit, or return its exit code unless `standalone_mode`. Without arguments, show the help.
+
+        The exit codes are those of `fail`; 130 after Ctrl-C, as in shells.
+        """
+        args = list(sys.argv[1:] if args is None else args) or ["--help"]
+        if not standalone_mode:
+            return super().main(args, *more, standalone_mode=False, **extra)
+        if hasattr(sys.stdout, "reconfigure"):  # a path may hold characters that a terminal cannot show
+            sys.stdout.reconfigure(errors="backslashreplace")
+        try:
+            code = super().main(args, *more, standalone_mode=False, **extra)
+        except typer.Abort:  # Ctrl-C, in older versions of typer
+            code = 130
+        except UsageError as error:
+            path = error.ctx.command_path if error.ctx else "fmdiff"
+            code = fail(f"{error.format_message().rstrip('.')}; see `{path} --help`", 2).exit_code
+        except (ImportError, MemoryError, OSError, RuntimeError) as error:
+            code = fail(failure_line(error), 1).exit_code
+        sys.exit(code)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; say so if its output goes to a program that has ended, for typer would exit in silence."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise fail(failure_line(error), 1) from None
+
+
+def failure_line(error: Exception) -> str:
+    """Return one line about an error that any command may meet; raise again what is none, but a fault of the code."""
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        package = error.name.partition(".")[0]
+        return f"{package!r} is not installed; install all packages: `uv sync`, or `pip install -r requirements.txt`"
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error)):
+        return f"there is not enough memory ({describe_error(error)}); ask for fewer images"
+    if not isinstance(error, OSError):
+        raise error
+    is_output = error.errno and not error.filename
+    return ("the output or a file cannot be written: " if is_output else "") + describe_error(error)

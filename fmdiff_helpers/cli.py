@@ -1,23 +1,29 @@
 """The `fmdiff` command: the lessons without a notebook."""
 
-import json
 import math
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from fmdiff_helpers.arguments import (
+    LEAST_IMAGES,
+    MOST_IMAGES,
+    Commands,
     Guidance,
     Guide,
     Interval,
     Network,
     NumSteps,
     check_at_least,
+    check_at_most,
     check_choice,
     check_place,
+    check_unused,
+    describe_error,
     fail,
     is_first,
     plain_errors,
@@ -25,14 +31,22 @@ from fmdiff_helpers.arguments import (
 )
 from fmdiff_helpers.lab import find_lesson, has_browser, lab_arguments
 
-# Each command imports what it needs, so that `fmdiff --help` need not wait seconds for PyTorch. `sample` and `evaluate`
-# are long, because their imports and checks stand in the order in which a user meets them.
+# Each command imports what it needs, so that `fmdiff --help` need not wait seconds for PyTorch. `sample` is long,
+# because its imports and checks stand in the order in which a user meets them.
 
 EPOCH = 58_000  # images: the training split without those for validation
+# The ending of a file of samples -> the most images that it may hold.
+ANIMATED = (100, "for an animation")
+LIMITS = {
+    ".png": (10_000, "for a picture; a .npz may hold more"),
+    ".gif": ANIMATED,
+    ".webp": ANIMATED,
+    ".npz": (MOST_IMAGES, "images, as many as the training split has; another --seed gives others"),
+}
 
 app = typer.Typer(
+    cls=Commands,
     help="Diffusion models on Fashion-MNIST: open a lesson, train a network, draw samples, measure them.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -41,7 +55,8 @@ app = typer.Typer(
 @app.command()
 def lab(
     lesson: Annotated[str, typer.Argument(help="The number of a lesson, or the start of its name.")] = "01",
-    port: Annotated[int, typer.Option(help="The first port to try.")] = 8888,
+    # JupyterLab also tries ports up to a hundred above the first.
+    port: Annotated[int, typer.Option(min=1, max=65_000, help="The first port to try.")] = 8888,
 ) -> None:
     """Open a lesson in JupyterLab, on this machine only; without a browser, print the address to open."""
     try:
@@ -55,7 +70,7 @@ def lab(
         typer.echo("No browser here. Open the address below that starts with http://127.0.0.1 (it holds a token).")
         typer.echo("On another computer, first run there: ssh -L PORT:127.0.0.1:PORT THIS_MACHINE, with its port.")
     if os.environ.get("FMDIFF_DATA"):  # a kernel runs in notebooks/, where a relative path means another folder
-        os.environ["FMDIFF_DATA"] = str(Path(os.environ["FMDIFF_DATA"]).expanduser().resolve())
+        os.environ["FMDIFF_DATA"] = str(Path(os.path.expanduser(os.environ["FMDIFF_DATA"])).resolve())
     LabApp.launch_instance(argv=lab_arguments(path, port, browser))
 
 
@@ -74,7 +89,7 @@ def data(
         raw = fetch_fashion_mnist()
         problems = find_problems(raw) if raw else {}
     except (DataError, OSError, HTTPException, RuntimeError) as error:
-        raise fail(" ".join(str(error).split()) or type(error).__name__, 1) from None
+        raise fail(describe_error(error), 1) from None
     if raw is None:
         raise typer.Exit(1)  # a notice has already said why
     for problem in problems.values():
@@ -112,7 +127,9 @@ def train(
     check_choice("network", name, list(CARDS))
     check_choice("--profile", profile, list(profiles(name)))
     check_at_least("--epochs", epochs, 0.01)
+    check_at_most("--epochs", epochs or 0, 10_000, "passes, which take months")
     check_at_least("--batch-size", batch_size, 1)
+    check_at_most("--batch-size", batch_size, EPOCH, "images, all that there are")
     changes = {"batch_size": batch_size, "seed": seed} | profiles(name)[profile]
     if epochs is not None:
         changes["steps"] = max(1, round(epochs * EPOCH / batch_size))
@@ -153,25 +170,26 @@ def sample(
     from fmdiff_helpers.batching import this_process
     from fmdiff_helpers.data import CLASS_NAMES, to_uint8
     from fmdiff_helpers.drawing import load_drawer
-    from fmdiff_helpers.export import KINDS, save_animation, save_images
+    from fmdiff_helpers.export import save_animation, save_images
 
+    kind = out.suffix.lower()
+    animated = kind in (".gif", ".webp")
+    check_choice("the ending of --out", kind, list(LIMITS))
     check_at_least("-n", n, 1)
-    check_choice("the ending of --out", out.suffix, list(KINDS))
+    check_at_most("-n", n, *LIMITS[kind])
     check_place(out, folder=False)
-    animated = out.suffix in (".gif", ".webp")
-    if animated and n > 100:
-        raise fail(f"-n is {n}; expected at most 100 for an animation", 2)
     with plain_errors():
         drawer = load_drawer(name, steps, guidance, guide, interval, this_process().device)
         y = drawer.all_kinds(n) if label is None else drawer.one_kind(label, n)
     if animated and drawer.process.max_steps == 1:
         raise fail(f"{name!r} draws in one step, with nothing to animate; let --out end in .png or .npz", 2)
     columns = len(CLASS_NAMES) if drawer.takes_labels and label is None else None
-    if grid and (columns is None or out.suffix != ".png"):
+    if grid and (columns is None or kind != ".png"):
         raise fail("--grid needs all ten kinds in a .png: a network that takes labels, no --label, --out x.png", 2)
     frames = []
     keep = (lambda step: frames.append(to_uint8(drawer.decode(step.xt)))) if animated else None
-    images = to_uint8(drawer.draw(n, seed, y, keep))
+    with plain_errors():
+        images = to_uint8(drawer.draw(n, seed, y, keep))
     if not is_first():
         return
     try:
@@ -181,7 +199,8 @@ def sample(
         else:
             save_images(out, images, y, columns, CLASS_NAMES if grid else ())
     except OSError as error:
-        raise fail(f"--out is {out}: {error.strerror}; name a file in a folder that you may write to", 2) from None
+        reason = describe_error(error)
+        raise fail(f"--out is {out}: {reason}; name a file in a folder that you may write to", 1) from None
     typer.echo(f"{n} images in {out}")
 
 
@@ -201,8 +220,13 @@ def show_images(what: str, name: str, out: Path, tsne: bool) -> None:
         save_figures(out, latent_map(autoencoder, images[:2000], labels[:2000], "tsne" if tsne else "pca"))
 
 
-def show_chain(what: str, name: str, out: Path, label: str, seed: int, num_steps: int) -> None:
-    """Draw the path of one chain of DDIM among 2,000 test images, or five chains as a loop to noise and back."""
+def show_chain(what: str, name: str, out: Path, label: str | None, seed: int, num_steps: int | None) -> None:
+    """Draw the path of one chain of DDIM among 2,000 test images, or five chains as a loop to noise and back.
+
+    `label` None means a dress, for a network that takes labels; `num_steps` None means 20, or all if there are fewer.
+    """
+    import torch
+
     from fmdiff_helpers.batching import this_process
     from fmdiff_helpers.data import load_fashion_mnist, to_uint8
     from fmdiff_helpers.drawing import load_drawer
@@ -211,7 +235,12 @@ def show_chain(what: str, name: str, out: Path, label: str, seed: int, num_steps
     from fmdiff_helpers.latent_plots import chain_figures
 
     drawer = load_drawer(name, num_steps, device=this_process().device)
-    path, times = draw_chain(drawer, drawer.one_kind(label, 5), seed)
+    if num_steps is None:
+        drawer = replace(drawer, num_steps=min(20, drawer.process.max_steps))
+    if label is None and drawer.takes_labels:
+        label = "Dress"
+    y = torch.zeros(5) if label is None else drawer.one_kind(label, 5)
+    path, times = draw_chain(drawer, y, seed)
     if what == "loop":
         frames = there_and_back(path, times, drawer.process.schedule)
         save_animation(out, [to_uint8(drawer.decode(z)) for z in frames], columns=5)
@@ -227,7 +256,9 @@ def show_latent(
     out: Annotated[Path | None, typer.Option("-o", "--out", help="WHAT.png if left out, loop.gif for a loop.")] = None,
     label: Annotated[str | None, typer.Option(help="For path and loop: a garment, Dress if left out.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, max=2**32, help="For path and loop: which chain.")] = None,
-    steps: Annotated[int | None, typer.Option(help="For path and loop: steps of DDIM, 20 if left out.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="For path and loop: steps of DDIM, 20 if left out, or all of fewer.")
+    ] = None,
     tsne: Annotated[bool, typer.Option("--tsne", help="For latents: t-SNE instead of PCA.")] = False,
 ) -> None:
     """Draw what happens in the latent space of an autoencoder, or of a denoiser of latents.
@@ -240,64 +271,29 @@ def show_latent(
     of_chains = what in ("path", "loop")
     check_choice("what to show", what, ["reconstructions", "latents", "path", "loop"])
     out = out or Path("loop.gif" if what == "loop" else f"{what}.png")
-    check_choice("the ending of --out", out.suffix, [".gif", ".webp"] if what == "loop" else [".png"])
+    check_choice("the ending of --out", out.suffix.lower(), [".gif", ".webp"] if what == "loop" else [".png"])
     check_place(out, folder=False)
-    useless = {} if of_chains else {"--label": label, "--seed": seed, "--steps": steps}
-    for option, value in (useless | ({} if what == "latents" else {"--tsne": tsne or None})).items():
-        if value is not None:
-            raise fail(f"{option} is given, but means nothing for {what}; leave it out", 2)
+    unused = {} if of_chains else {"--label": label, "--seed": seed, "--steps": steps}
+    check_unused(unused | ({} if what == "latents" else {"--tsne": tsne or None}), what)
     with plain_errors():
         card = read_card(name)
         if not card["autoencoder"] and (of_chains or card["kind"] != "autoencoder"):
             known = "a denoiser of latents" + ("" if of_chains else ", or an autoencoder")
             raise ValueError(f"{name!r} ({class_name(card)}) has no {what} to show; name {known}")
         if of_chains:
-            show_chain(what, name, out, label or "Dress", seed or 0, 20 if steps is None else steps)
+            show_chain(what, name, out, label, seed or 0, steps)
         else:
             show_images(what, name, out, tsne)
     typer.echo(f"{what} of {name} in {out}")
 
 
-def evaluate_all(n: int, seeds: int, as_json: bool) -> None:
-    """Print the leaderboard: row by row, or as JSON once all rows are measured."""
-    from fmdiff_helpers.batching import this_process
-    from fmdiff_helpers.leaderboard import ROWS, load_judge, measure_floors, measure_row
-    from fmdiff_helpers.reports import board_head, board_line
-
-    device = this_process().device
-    with plain_errors():
-        judge = load_judge(device)
-        floors = measure_floors(judge, n)
-    board = {"n": n, "seeds": seeds, "device": str(device)} | floors | {"rows": {}}
-    say = (lambda line: None) if as_json else typer.echo
-    say(board_head(n, seeds, device))
-    for name, measures in floors.items():
-        say(board_line(name, measures))
-    for row in ROWS:
-        with plain_errors():
-            board["rows"][row] = measure_row(judge, row, n, range(seeds), device)
-        say(board_line(row, board["rows"][row]["measures"]))
-    if as_json:
-        typer.echo(json.dumps(board, indent=1))
-
-
-def evaluate_classifier(name: str, as_json: bool) -> None:
-    """Print the accuracy of a classifier on the test images."""
-    from fmdiff_helpers.batching import this_process
-    from fmdiff_helpers.checkpoints import load_pretrained
-    from fmdiff_helpers.data import load_fashion_mnist
-    from fmdiff_helpers.metrics import accuracy
-
-    with plain_errors():
-        found = accuracy(load_pretrained(name, this_process().device), *load_fashion_mnist("test"))
-    typer.echo(json.dumps({"test_accuracy": found}) if as_json else f"{name}: {found:.2%} of the test images right")
-
-
 @app.command()
 def evaluate(
-    name: Annotated[str, typer.Argument(help="A published network, a folder that `fmdiff train` wrote, or all.")],
-    n: Annotated[int, typer.Option("-n", help="Images for each seed.")] = 1000,
-    seeds: Annotated[int, typer.Option(help="How many sets of images, for the spread.")] = 3,
+    name: Annotated[
+        str, typer.Argument(help="A published network, a folder that `fmdiff train` wrote, a .npz of images, or all.")
+    ],
+    n: Annotated[int | None, typer.Option("-n", help="Images for each seed, 1,000 if left out.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Sets of images, for the spread, 3 if left out.")] = None,
     steps: NumSteps = None,
     guidance: Guidance = None,
     guide: Guide = None,
@@ -307,45 +303,28 @@ def evaluate(
     """Compare samples with the test images, beside as many real images; or measure the accuracy of a classifier.
 
     An autoencoder, and a denoiser of its latents, also get the measures of real images that it reconstructs: no sample
-    can be better. `all` measures every row of the leaderboard; each row has its own options.
+    can be better. A .npz holds `images` uint8 (N, 28, 28) or (N, 1, 28, 28) and, where they are known, `labels` (N,).
+    `all` measures every row of the leaderboard; each row has its own options.
     """
-    from fmdiff_helpers.batching import this_process
-    from fmdiff_helpers.cards import build_process, read_card
-    from fmdiff_helpers.drawing import load_autoencoder, load_drawer
-    from fmdiff_helpers.leaderboard import load_judge, measure_columns
-    from fmdiff_helpers.reports import describe_request, evaluation_table
+    from fmdiff_helpers.evaluation import evaluate_all, evaluate_file, evaluate_network
 
-    check_at_least("-n", n, 200)
-    check_at_least("--seeds", seeds, 1)
     request = (steps, guidance, guide, interval)
-    chosen, device = request != (None, None, None, None), this_process().device
-    if name == "all" and chosen:
-        raise fail("all rows of the leaderboard have their own steps and guidance; leave those options out", 2)
-    if name == "all":
+    if name.lower().endswith(".npz"):
+        names = ("-n", "--seeds", "--steps", "--guidance", "--guide", "--interval")
+        check_unused(dict(zip(names, (n, seeds, *request), strict=True)), "a file of images")
+        evaluate_file(name, as_json)
+        return
+    n, seeds = 1000 if n is None else n, 3 if seeds is None else seeds
+    check_at_least("-n", n, LEAST_IMAGES)
+    check_at_most("-n", n, MOST_IMAGES, "images, as many as the floor has")
+    check_at_least("--seeds", seeds, 1)
+    check_at_most("--seeds", seeds, 100, "sets of images")
+    if name != "all":
+        evaluate_network(name, request, n, seeds, as_json)
+    elif request == (None, None, None, None):
         evaluate_all(n, seeds, as_json)
-        return
-    with plain_errors():
-        card = read_card(name)
-        draws = build_process(card).max_steps > 0
-        if chosen and not draws:
-            raise ValueError(f"{name!r} draws nothing; leave --steps, --guidance, --guide and --interval out")
-    if card["kind"] == "classifier":
-        evaluate_classifier(name, as_json)
-        return
-    with plain_errors():
-        drawer = load_drawer(name, *request, device) if draws else None
-        autoencoder, judge = load_autoencoder(name, device), load_judge(device)
-    columns = measure_columns(judge, n, range(seeds), drawer, autoencoder)
-    num_steps = (drawer.num_steps or drawer.process.max_steps) if drawer and card["kind"] == "denoiser" else None
-    if as_json:
-        about = {"network": name, "n": n, "seeds": seeds, "steps": num_steps, "device": str(device)}
-        about |= {} if guidance is None else {"guidance": guidance, "guide": guide}
-        about |= {} if interval is None else {"interval": interval}
-        typer.echo(json.dumps(about | columns, indent=2))
-        return
-    how = describe_request(num_steps, guidance, guide, interval)
-    typer.echo(f"{name}: {n} images for each of {seeds} seeds, {how}on {device}")
-    typer.echo(evaluation_table(columns))
+    else:
+        raise fail("all rows of the leaderboard have their own steps and guidance; leave those options out", 2)
 
 
 if __name__ == "__main__":  # for `accelerate launch -m fmdiff_helpers.cli`

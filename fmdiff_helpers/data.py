@@ -12,6 +12,7 @@ import sys
 import tempfile
 import zlib
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from http.client import HTTPException
 from pathlib import Path
 
@@ -54,7 +55,9 @@ def raw_folder() -> Path:
     """Return the folder for the four files: below FMDIFF_DATA if that is set, otherwise below `data/`."""
     checkout = Path(__file__).parents[1]
     default = checkout / "data" if (checkout / "pyproject.toml").exists() else Path("data")
-    return Path(os.environ.get("FMDIFF_DATA") or default).expanduser().resolve() / "FashionMNIST" / "raw"
+    # Unlike Path.expanduser, this leaves ~name as it is where there is no such user.
+    named = os.path.expanduser(os.environ.get("FMDIFF_DATA") or default)
+    return Path(named).resolve() / "FashionMNIST" / "raw"
 
 
 def read_bytes(raw: Path, name: str) -> bytes:
@@ -94,7 +97,8 @@ def download(raw: Path, names: list[str]) -> None:
     socket.setdefaulttimeout(20)  # torchvision sets none: behind a silent firewall the first cell would wait forever
     try:
         with tempfile.TemporaryDirectory(dir=raw, prefix="download-") as folder:
-            fetched = Path(FashionMNIST(folder, download=True).raw_folder)
+            with redirect_stdout(sys.stderr):  # stdout is for results, such as JSON
+                fetched = Path(FashionMNIST(folder, download=True).raw_folder)
             for name in names:  # check all first: if one is damaged, the folder stays as it was
                 read_bytes(fetched, name)
             for name in names:
@@ -119,9 +123,14 @@ def is_there(raw: Path) -> bool:
     return any((raw / f"{name}{end}").exists() for name in ALL_FILES for end in ("", ".gz"))
 
 
+def dataset_name() -> str:
+    """Return the name of what `load_fashion_mnist` has loaded: Fashion-MNIST or its stand-in."""
+    return "Fashion-MNIST" if is_there(raw_folder()) else "drawn stand-in for Fashion-MNIST"
+
+
 def describe_data() -> str:
-    """Return the name of what `load_fashion_mnist` loads, for a card: Fashion-MNIST or its stand-in."""
-    return "Fashion-MNIST, training split" if is_there(raw_folder()) else "drawn stand-in for Fashion-MNIST"
+    """Return the name of what a network is trained with, for a card: Fashion-MNIST or its stand-in."""
+    return "Fashion-MNIST, training split" if is_there(raw_folder()) else dataset_name()
 
 
 def fetch_fashion_mnist() -> Path | None:
@@ -138,7 +147,7 @@ def fetch_fashion_mnist() -> Path | None:
     if is_there(raw):
         return raw
     try:
-        print(f"Downloading Fashion-MNIST (30 MB) to {raw}")
+        print(f"Downloading Fashion-MNIST (30 MB) to {raw}", file=sys.stderr)
         download(raw, list(ALL_FILES))
     except (OSError, HTTPException, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]

@@ -69,7 +69,7 @@ class Drawer:
         """Draw n images (n, 1, 28, 28); the same seed gives the same images.
 
         `y` (n,) are their labels, for a network that takes them. `watch` sees the sampler's steps, batch by batch.
-        Latents are not clipped.
+        Latents are not clipped. FloatingPointError if an image is not finite.
         """
         device = self.process.device
         start = torch.Generator(device).manual_seed(seed)
@@ -86,7 +86,10 @@ class Drawer:
             return self.decode(self.process.sample(self.model, x, generator, self.num_steps, y=y, **options))
 
         inputs = [torch.arange(n, device=device), x, *([] if y is None else [y.to(device)])]
-        return in_batches(sample, *inputs, shared=self.shared)
+        images = in_batches(sample, *inputs, shared=self.shared)
+        if not images.isfinite().all():
+            raise FloatingPointError("the samples are not finite; ask for less guidance, or train the network anew")
+        return images
 
 
 def load_autoencoder(name: Path | str, device: torch.device | str = "cpu") -> nn.Module | None:
@@ -143,30 +146,32 @@ def check_fit(name: Path | str, drawer: Drawer) -> None:
 def check_request(name: Path | str, card: dict, max_steps: int, num_steps: int | None, guidance: float | None) -> None:
     """Raise ValueError if a network cannot draw in this number of steps, or cannot be guided."""
     if not max_steps:
-        raise ValueError(f"{name!r} ({class_name(card)}) draws nothing; name a denoiser or a VAE")
+        raise ValueError(f"{str(name)!r} ({class_name(card)}) draws nothing; name a denoiser or a VAE")
     if num_steps is not None and max_steps == 1:
-        raise ValueError(f"steps is {num_steps}, but {name!r} draws in one step; leave it out")
+        raise ValueError(f"steps is {num_steps}, but {str(name)!r} draws in one step; leave it out")
     if num_steps is not None and not 1 <= num_steps <= max_steps:
-        raise ValueError(f"steps is {num_steps}; expected 1 to {max_steps}, the steps that {name!r} was trained with")
+        raise ValueError(
+            f"steps is {num_steps}; expected 1 to {max_steps}, the steps that {str(name)!r} was trained with"
+        )
     if guidance is not None and not takes_labels(card):
-        raise ValueError(f"guidance is {guidance:g}, but {name!r} takes no labels; leave it out")
-    if guidance is not None and not 0 <= guidance < math.inf:
-        raise ValueError(f"guidance is {guidance:g}; expected at least 0")
+        raise ValueError(f"guidance is {guidance:g}, but {str(name)!r} takes no labels; leave it out")
+    if guidance is not None and not 0 <= guidance <= 100:
+        raise ValueError(f"guidance is {guidance:g}; expected 0 to 100")
 
 
 def check_guide(name: Path | str, card: dict, guide: Path | str | None) -> None:
     """Raise ValueError if guidance has no weaker prediction: training hid no labels, or the guide does not fit."""
     if guide is None:
         if not card["label_dropout"]:
-            raise ValueError(f"{name!r} was never trained without labels; give a guide, a weaker network")
+            raise ValueError(f"{str(name)!r} was never trained without labels; give a guide, a weaker network")
         return
     there = read_card(guide)
     # The targets may differ, because `predictor` turns all of them into the same prediction.
     for what, skip in (("process", {"target": None}), ("autoencoder", {})):
         if (card[what] or {}) | skip != (there[what] or {}) | skip:
-            raise ValueError(f"{what} of {guide!r} is {there[what]}; expected that of {name!r}, {card[what]}")
+            raise ValueError(f"{what} of {str(guide)!r} is {there[what]}; expected that of {str(name)!r}, {card[what]}")
     if not takes_labels(there):
-        raise ValueError(f"the guide {guide!r} takes no labels; name one that does, as {name!r} does")
+        raise ValueError(f"the guide {str(guide)!r} takes no labels; name one that does, as {str(name)!r} does")
 
 
 def load_drawer(
@@ -189,7 +194,8 @@ def load_drawer(
     check_request(name, card, max_steps, num_steps, guidance)
     for what, value in (("guide", guide), ("interval", interval)):
         if value is not None and guidance is None:
-            raise ValueError(f"{what} is {value!r}; give a guidance, too, which says how far to lead")
+            shown = value if what == "interval" else str(value)
+            raise ValueError(f"{what} is {shown!r}; give a guidance, too, which says how far to lead")
     if interval is not None and not 0 <= interval[0] <= interval[1] < max_steps:
         raise ValueError(f"interval is {interval}; expected two of the steps 0 to {max_steps - 1}, in order")
     drawer = drawer_of(card, load_pretrained(name, device), num_steps, device)

@@ -16,8 +16,6 @@ from fmdiff_helpers.tiling import tile
 if TYPE_CHECKING:  # a server without matplotlib can still save samples
     from matplotlib.figure import Figure
 
-KINDS = (".png", ".gif", ".webp", ".npz")
-
 
 def grid(images: Tensor, columns: int | None = None, scale: int = 3) -> Image.Image:
     """Lay uint8 images (N, 1, H, W) out in rows of `columns`, or nearly in a square if None; the rest is white."""
@@ -49,7 +47,7 @@ def save_images(
 
     `heads` are names to write above the columns of the grid, one for each column.
     """
-    if path.suffix == ".png":
+    if path.suffix.lower() == ".png":
         picture = grid(images, columns)
         picture = headed(picture, heads) if heads else picture
         write_atomically(path, lambda file: picture.save(file, format="png"))
@@ -81,6 +79,7 @@ def save_animation(path: Path, frames: Sequence[Tensor], milliseconds: int = 80,
     first, *rest = [grid(frame, columns) for frame in frames]
     durations = [milliseconds] * len(rest) + [2000]
     options = {"save_all": True, "append_images": rest, "duration": durations, "loop": 0}
+    kind = path.suffix.lower()
     # With optimize, each frame of a .gif has its own colours, which some programs show wrongly.
-    options |= {"lossless": True} if path.suffix == ".webp" else {"optimize": False}
-    write_atomically(path, lambda file: first.save(file, format=path.suffix[1:], **options))
+    options |= {"lossless": True} if kind == ".webp" else {"optimize": False}
+    write_atomically(path, lambda file: first.save(file, format=kind[1:], **options))

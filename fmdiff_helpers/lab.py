@@ -14,10 +14,15 @@ def find_lesson(name: str) -> Path:
     ValueError with the names of all lessons where there is no such notebook, or more than one.
     """
     lessons = sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
+    if not lessons:
+        raise ValueError(
+            f"there are no lessons in {NOTEBOOKS}: the installed package does not hold them; work in a copy of the "
+            "repository, which has them in notebooks/"
+        )
     prefix = f"{int(name):02d}" if name.isdecimal() else Path(name).stem
     found = [lesson for lesson in lessons if lesson.stem.startswith(prefix)]
     if len(found) != 1:
-        known = ", ".join(lesson.stem for lesson in lessons) or f"none in {NOTEBOOKS}: clone the repository"
+        known = ", ".join(lesson.stem for lesson in lessons)
         raise ValueError(f"{name!r} names {len(found)} lessons; expected one of: {known}")
     return found[0]
 

@@ -35,11 +35,12 @@ def record_chain(
 def draw_chain(drawer: Drawer, y: Tensor, seed: int = 0) -> tuple[Tensor, list[int]]:
     """Record chains of DDIM as `record_chain` does, for the labels y (B,), from the noise of a seed.
 
-    `drawer` must have an autoencoder.
+    `drawer` must have an autoencoder. If it takes no labels, only the number of chains, B, counts.
     """
     generator = torch.Generator(drawer.process.device).manual_seed(seed)
     x = torch.randn((len(y), *drawer.autoencoder.latent_shape), generator=generator, device=generator.device)
-    return record_chain(drawer.model, x, drawer.process.schedule, generator, drawer.num_steps, y.to(x.device))
+    y = y.to(x.device) if drawer.takes_labels else None
+    return record_chain(drawer.model, x, drawer.process.schedule, generator, drawer.num_steps, y)
 
 
 def there_and_back(path: Tensor, times: list[int], schedule: Schedule) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fmdiff_helpers.batching import this_process
-from fmdiff_helpers.cards import PUBLISHED
+from fmdiff_helpers.cards import PUBLISHED, WeightsError, find_weights
 from fmdiff_helpers.checkpoints import load_pretrained
 from fmdiff_helpers.data import load_fashion_mnist, to_uint8
 from fmdiff_helpers.drawing import Drawer, load_drawer
@@ -54,9 +54,17 @@ def load_judge(device: torch.device | str = "cpu") -> Judge:
 
     WeightsError or DataError where one of them is missing or damaged.
     """
+    try:
+        find_weights("classifier")
+    except WeightsError:
+        raise WeightsError(
+            "all measures need the published network 'classifier', which is not here; work in a copy of the "
+            "repository, which has it in data/weights"
+        ) from None
+    classifier = load_pretrained("classifier", device)
     with this_process().local_main_process_first():
         images = [load_fashion_mnist(split, device)[0] for split in ("train", "test")]
-    return Judge(load_pretrained("classifier", device), *images)
+    return Judge(classifier, *images)
 
 
 def clock(device: torch.device | str) -> float:

@@ -9,11 +9,13 @@ except one that is given the kinds: its floor is lower (`Judge.floor`).
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fmdiff_helpers.batching import batch_size_on, gather_parts, own_parts
 from fmdiff_helpers.data import to_model, to_uint8
+from fmdiff_helpers.images import check_images, check_labels, warn_if_inverted
 from fmdiff_helpers.models.classifier import Classifier
 
 
@@ -132,12 +134,16 @@ class Judge:
         """Return the classifier's features of uint8 images (N, 1, 28, 28), as float64 (N, d) on the CPU."""
         return features(self.classifier, images, shared=True)
 
-    def measure(self, images: Tensor, labels: Tensor | None = None) -> dict[str, float]:
+    def measure(self, images: Tensor | np.ndarray, labels: Tensor | np.ndarray | None = None) -> dict[str, float]:
         """Return fd, kd, precision, recall and copying of uint8 images, and label_accuracy if labels are given.
 
-        `copying` is the share of images that are as near to a training image as the nearest 5 % of the test images:
-        0.05 for images as new as those, 1 for copies.
+        Both are tensors on any device, or arrays. `copying` is the share of images that are as near to a training image
+        as the nearest 5 % of the test images: 0.05 for images as new as those, 1 for copies. ValueError as from
+        `check_images` and `check_labels`. Images that look inverted get a warning.
         """
+        images = check_images(images, least=self.test_features.shape[1] + 1).to(self.train_images.device)
+        labels = None if labels is None else check_labels(labels, len(images))
+        warn_if_inverted(images)
         found = self.features(images)
         measures = self.distances(found)
         distance, _ = nearest(images, self.train_images, shared=True)

@@ -14,9 +14,10 @@ def evaluation_table(columns: dict[str, dict[str, tuple[float, float]]]) -> str:
     return "\n".join(lines)
 
 
-def board_head(n: int, seeds: int, device: object) -> str:
-    """Return the first two lines of the leaderboard."""
-    about = f"{n} images for each of {seeds} seeds, mean ± spread, on {device}; seconds are for 1,000 images"
+def board_head(n: int, seeds: int, device: object, data: str) -> str:
+    """Return the first two lines of the leaderboard; `data` is the name of what the images are compared with."""
+    about = f"{n} images for each of {seeds} seeds, mean ± spread, on {device}, compared with {data}"
+    about += "; seconds are for 1,000 images"
     return about + "\n" + " " * 28 + "".join(f"{measure:>20}" for measure in BOARD)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,9 @@ import pytest
 # `pytest -n 2` runs two tests at once: each takes its share of the cores, kernels and commands that it starts included.
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, os.cpu_count() // int(workers))))
+
+# Otherwise hypothesis writes a folder into the repository.
+os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(Path(tempfile.gettempdir()) / "hypothesis"))
 
 # A notebook's kernel runs in notebooks/, where a relative path would mean another folder.
 if os.environ.get("FMDIFF_DATA"):

@@ -9,6 +9,8 @@ import json
 import os
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,19 @@ from accelerate import PartialState
 from PIL import Image
 from typer.testing import CliRunner
 
-from fmdiff_helpers import cards, cli, data, export, latent_paths, latent_plots, leaderboard, metrics, recipes, results
+from fmdiff_helpers import (
+    cards,
+    cli,
+    data,
+    evaluation,
+    export,
+    latent_paths,
+    latent_plots,
+    leaderboard,
+    metrics,
+    recipes,
+    results,
+)
 from fmdiff_helpers.checkpoints import load_pretrained, save_weights
 from fmdiff_helpers.drawing import load_drawer
 from fmdiff_helpers.recipes import cosine, new_card, profiles
@@ -52,7 +66,9 @@ def test_help_says_what_each_command_does():
     }
     help = " ".join(result.output.split())
     assert result.exit_code == 0 and all(f"{name} " in help and said in help for name, said in purposes.items())
-    assert fmdiff("dta").exit_code == 2
+    assert fmdiff("").output == result.output
+    result = fmdiff("dta")
+    assert result.exit_code == 2 and len(result.stderr.splitlines()) == 1 and "fmdiff: No such command" in result.stderr
 
 
 # fmdiff data
@@ -105,8 +121,10 @@ def test_data_says_that_all_is_intact_or_lists_each_bad_file_and_repair_download
 
 
 def test_data_without_the_folder_fails_in_one_line_and_repair_makes_it(small, mirror, tmp_path, monkeypatch):
-    monkeypatch.setenv("FMDIFF_DATA", str(tmp_path / "new"))
-    check_refused(tmp_path, "data", f"FMDIFF_DATA is {tmp_path / 'new'}", code=1)
+    for name in ("~nobody at all", str(tmp_path / "new")):
+        monkeypatch.setenv("FMDIFF_DATA", name)
+        check_refused(tmp_path, "data", f"FMDIFF_DATA is {name}", code=1)
+        check_refused(tmp_path, "evaluate classifier", f"FMDIFF_DATA is {name}", code=1)
     assert fmdiff("data --repair").exit_code == 0
     assert sorted(path.name for path in data.raw_folder().iterdir()) == sorted(data.ALL_FILES)
 
@@ -228,7 +246,7 @@ def garments(monkeypatch) -> dict[str, list[torch.Tensor]]:
     device = PartialState().device
     drawn = {"train": draw_garments(300, seed=0), "test": draw_garments(250, seed=1)}
     splits = {split: [part.to(device) for part in parts] for split, parts in drawn.items()}
-    for module in (data, leaderboard):
+    for module in (data, leaderboard, evaluation):
         monkeypatch.setattr(module, "load_fashion_mnist", lambda split, device="cpu": splits[split])
     return splits
 
@@ -290,6 +308,13 @@ def test_the_same_seed_gives_the_same_bytes_and_guidance_1_no_others(here, endin
         assert fmdiff(f"sample my_patch -n 4 --steps 2 {options} -o {name}{ending}").exit_code == 0
     a, b, c = (Path(f"{name}{ending}").read_bytes() for name in "abc")
     assert a == b == c
+
+
+@pytest.mark.parametrize("ending", [".PNG", ".Npz", ".GIF", ".WebP"])
+def test_an_ending_in_any_case_means_the_same(here, ending):
+    for name in (f"up{ending}", f"low{ending.lower()}"):
+        assert fmdiff(f"sample tiny -n 4 -o {name}").exit_code == 0
+    assert Path(f"up{ending}").read_bytes() == Path(f"low{ending.lower()}").read_bytes()
 
 
 @pytest.mark.parametrize("name, columns", [("tiny", None), ("my_unet", 10)])
@@ -355,6 +380,19 @@ def test_every_kind_has_its_name_and_its_number(here):
     [
         ("tiny -n 0", "-n is 0; expected at least 1"),
         ("tiny -n -5", "-n is -5; expected at least 1"),
+        ("tiny -n 1000000000 -o x.npz", "-n is 1000000000; expected at most 60,000 images"),
+        ("tiny -n 10001", "-n is 10001; expected at most 10,000 for a picture; a .npz may hold more"),
+        (f"tiny -n {'9' * 400}", "expected at most 10,000"),
+        (f"tiny -n -{'9' * 400}", "expected at least 1"),
+        ("tiny -n x", "Invalid value for '-n': "),
+        ("tiny --seed -1", "Invalid value for '--seed': "),
+        (f"tiny --out {'x' * 300}.png", "name a file in a folder that you may write to"),
+        (f"tiny --out {'x' * 240}.png", "name a file in a folder that you may write to"),
+        (f"tiny --out {'a/' * 3000}x.png", "name a file in a folder that you may write to"),
+        ("tiny --out pipe.png", "--out is pipe.png; name a file in a folder that you may write to"),
+        ("x" * 300, "File name too long"),
+        ("", "Missing argument"),
+        ("tiny --nothing", "No such option: --nothing"),
         ("tiny --out x.jpg", "'.jpg'; expected one of .png, .gif, .webp, .npz"),
         ("tiny --out x", "''; expected one of .png, .gif, .webp, .npz"),
         ("tiny --out folder.png", "--out is folder.png; name a file in a folder that you may write to"),
@@ -377,6 +415,7 @@ def test_every_kind_has_its_name_and_its_number(here):
 def test_sample_refuses(here, arguments, said):
     (here / "folder.png").mkdir()
     (here / "file").write_text("mine")
+    os.mkfifo(here / "pipe.png")
     check_refused(here, f"sample {arguments}", said)
     assert (here / "file").read_text() == "mine"
 
@@ -386,7 +425,7 @@ def test_a_file_that_cannot_be_written_is_refused_before_and_after_the_samples_a
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(export, "save_images", save_images)
-    check_refused(here, "sample tiny -n 1", "--out is samples.png: No space left on device; name a file in a folder")
+    check_refused(here, "sample tiny -n 1", "--out is samples.png: No space left on device; name a file in a folder", 1)
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     check_refused(here, "sample tiny -n 1", "--out is samples.png; name a file in a folder that you may write to")
 
@@ -487,6 +526,22 @@ def test_a_loop_shows_five_garments_on_their_way_to_noise_and_back(here, garment
             assert np.array_equal(np.asarray(webp.convert("L")), np.asarray(expected))
 
 
+def test_without_label_and_steps_a_loop_is_a_dress_in_20_steps_or_fewer(here, garments):
+    """A network that takes no labels gets none."""
+    unlabelled = cards.read_card("my_unet") | {"arguments": UNET | {"patch": 1, "channels": 2, "num_classes": 0}}
+    write_network(Path("unlabelled/weights.safetensors"), unlabelled)
+    for name in ("my_denoiser", "unlabelled"):
+        assert fmdiff(f"show loop {name} -o x.GIF").exit_code == 0
+        drawer = load_drawer(name, 8, device=PartialState().device)
+        frames = latent_paths.there_and_back(
+            *latent_paths.draw_chain(drawer, torch.full((5,), 3)), drawer.process.schedule
+        )
+        with Image.open("x.GIF") as gif:
+            assert gif.n_frames == len(frames) == 17
+            last = export.grid(data.to_uint8(drawer.decode(frames[0])), 5)
+            assert np.array_equal(np.asarray(gif.convert("L")), np.asarray(last))
+
+
 USELESS = "is given, but means nothing for"
 
 
@@ -506,7 +561,8 @@ USELESS = "is given, but means nothing for"
         ("loop my_autoencoder", "'my_autoencoder' (AttentionAutoencoder) has no loop to show; name a denoiser"),
         ("loop labelled", "'labelled' (Transformer) has no loop to show; name a denoiser of latents"),
         ("path my_unet --steps 0", "steps is 0; expected 1 to 8"),
-        ("loop my_unet", "steps is 20; expected 1 to 8"),
+        ("loop my_unet --steps 20", "steps is 20; expected 1 to 8"),
+        ("path my_unet --label ''", "label is ''; expected a name or a number of: 0 T-shirt"),
         ("path my_unet --steps 8 --label Hat", "label is 'Hat'; expected a name or a number of: 0 T-shirt"),
         ("latents my_vae --label Bag", f"--label {USELESS} latents; leave it out"),
         ("latents my_vae --seed 0", f"--seed {USELESS} latents"),
@@ -567,10 +623,10 @@ def test_evaluate_prints_measures_floor_and_ceiling_as_json_and_as_a_table(
     chosen = dict(request_ or {})
     num_steps = chosen.pop("num_steps", 8 if name == "tiny" else None)
     about = {"network": name, "n": 200, "seeds": 2, "steps": num_steps, "device": str(device)}
-    assert found == about | chosen
+    assert found == about | chosen | {"data": data.dataset_name()}
 
     title, head, *rows = fmdiff(arguments).stdout.splitlines()
-    assert title == f"{name}: 200 images for each of 2 seeds, {how}on {device}"
+    assert title == f"{name}: 200 images for each of 2 seeds, {how}on {device}, compared with {data.dataset_name()}"
     heads = {"measures": "mean", "floor": "floor", "ceiling": "ceiling"}
     assert head.split() == [word for column in columns for word in (heads[column], "spread")]
     assert [row.split()[0] for row in rows] == list(dict.fromkeys(name for each in columns.values() for name in each))
@@ -584,11 +640,12 @@ def test_evaluate_says_how_many_test_images_a_classifier_gets_right_on_the_devic
     here, garments, monkeypatch
 ):
     images, labels = garments["test"]
-    seen, accuracy = [], metrics.accuracy
-    monkeypatch.setattr(metrics, "accuracy", lambda model, *data: seen.append(model) or accuracy(model, *data))
+    seen, accuracy, source = [], metrics.accuracy, data.dataset_name()
+    monkeypatch.setattr(evaluation, "accuracy", lambda model, *data: seen.append(model) or accuracy(model, *data))
     right = (shown("classifier")(data.to_model(images)).argmax(1) == labels).cpu().double().mean().item()
-    assert fmdiff("evaluate classifier").stdout == f"classifier: {right:.2%} of the test images right\n"
-    assert json.loads(fmdiff("evaluate classifier --json").stdout) == {"test_accuracy": right}
+    assert fmdiff("evaluate classifier").stdout == f"classifier: {right:.2%} of the test images right, of {source}\n"
+    expected = {"network": "classifier", "data": source, "test_accuracy": right}
+    assert json.loads(fmdiff("evaluate classifier --json").stdout) == expected
     assert {parameter.device for model in seen for parameter in model.parameters()} == {PartialState().device}
 
 
@@ -600,6 +657,11 @@ OWN_OPTIONS = "all rows of the leaderboard have their own steps and guidance; le
     "arguments, said",
     [
         *((f"{name} -n {n}", f"-n is {n}; expected at least 200") for name in ("tiny", "all") for n in (199, -1)),
+        *((f"{name} -n 60001", "-n is 60001; expected at most 60,000 images") for name in ("tiny", "all")),
+        ("tiny --seeds 101", "--seeds is 101; expected at most 100 sets of images"),
+        *((f"mine.NPZ {option}", f"{option.split()[0]} is given, but means nothing for a file of images; leave it out")
+          for option in ("-n 1000", "--seeds 3", "--steps 2", "--guidance 0", "--guide weaker", "--interval 0 0")),
+        ("mine.npz", "'mine.npz' is not there; expected a .npz file"),
         *((f"{name} --seeds 0", "--seeds is 0; expected at least 1") for name in ("tiny", "all")),
         *((f"{name} {option}", said)
           for name, said in (("classifier", f"'classifier' draws nothing; {NO_OPTIONS}"),
@@ -612,6 +674,125 @@ def test_evaluate_refuses(here, garments, arguments, said):
     check_refused(here, f"evaluate {arguments}", said)
 
 
+@pytest.mark.parametrize("name", ["labelled", "tiny"])
+def test_a_file_of_samples_gets_the_measures_of_its_images_and_the_floor_of_as_many(here, garments, name):
+    """Here 210 of them; a file without labels has no label accuracy."""
+    assert fmdiff(f"sample {name} -n 210 -o mine.Npz").exit_code == 0
+    judge, device = judge_of(garments), PartialState().device
+    y = torch.arange(210) % 10 if name == "labelled" else None
+    expected = {"measures": close([judge.measure(drawn(name, 210), y)]), "floor": close(judge.floor(210))}
+    about = {"file": "mine.Npz", "n": 210, "device": str(device), "data": data.dataset_name()}
+    assert json.loads(fmdiff("evaluate mine.Npz --json").stdout) == about | expected
+    title, head, *rows = fmdiff("evaluate mine.Npz").stdout.splitlines()
+    assert title == f"mine.Npz: 210 images, on {device}, compared with {data.dataset_name()}"
+    assert head.split() == ["mean", "spread", "floor", "spread"]
+    assert [row.split()[0] for row in rows] == list(expected["measures"])
+
+
+def test_a_file_of_more_images_than_the_floor_has_or_too_few_is_refused(here, garments, monkeypatch):
+    for n, words in (
+        (199, "there are 199 images; expected at least 200"),
+        (301, "'x.npz' is 301; expected at most 300"),
+    ):
+        np.savez("x.npz", images=np.zeros((n, 28, 28), np.uint8))
+        monkeypatch.setattr(evaluation, "MOST_IMAGES", 300)
+        check_refused(here, "evaluate x.npz", words)
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_with_json_all_words_go_to_stderr_also_on_a_first_run(here, monkeypatch, offline):
+    """On a first run, the dataset is downloaded; offline, the stand-in takes its place, and the result names it."""
+
+    class Mirror:
+        """Downloads, and prints as older versions of torchvision do."""
+
+        def __init__(self, folder, download):
+            print("Downloading http://...")
+            if offline:
+                raise OSError("no network")
+            self.raw_folder = Path(folder)
+            for name in data.ALL_FILES:
+                (self.raw_folder / name).write_bytes(content)
+
+    content = bytes(16 + 28 * 28 * 200)
+    checksum = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    monkeypatch.setattr(data, "ALL_FILES", dict.fromkeys(data.ALL_FILES, checksum))
+    monkeypatch.setattr("torchvision.datasets.FashionMNIST", Mirror)
+    monkeypatch.setattr(data, "STANDIN_SIZES", {"train": 200, "test": 200})
+    monkeypatch.setattr(evaluation, "accuracy", lambda *args: 0.5)
+    monkeypatch.setenv("FMDIFF_DATA", str(here))
+    data.raw_folder().mkdir(parents=True)
+    result = fmdiff("evaluate classifier --json")
+    source = "drawn stand-in for Fashion-MNIST" if offline else "Fashion-MNIST"
+    assert json.loads(result.stdout) == {"network": "classifier", "data": source, "test_accuracy": 0.5}
+    assert "Downloading Fashion-MNIST" in result.stderr and "Downloading http" in result.stderr
+
+
+def test_a_measure_that_is_not_finite_is_one_line_and_no_json(here, garments, monkeypatch):
+    monkeypatch.setattr(evaluation, "measure_columns", lambda *args: {"floor": {"fd": (float("nan"), 0.0)}})
+    check_refused(here, "evaluate tiny --json", "fmdiff: a measure is not finite", code=1)
+
+
+# What any command may meet
+
+
+@pytest.mark.parametrize(
+    "error, line",
+    [
+        (OSError(28, "No space left on device", "x.png"), "x.png: No space left on device"),
+        (OSError(28, "No space left on device"), "the output or a file cannot be written: No space left on device"),
+        (OSError("x.png cannot be written (no space)"), "x.png cannot be written (no space)"),
+        (MemoryError(), "there is not enough memory (MemoryError)"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "there is not enough memory (DefaultCPUAllocator"),
+        (
+            ModuleNotFoundError("halted", name="matplotlib.figure"),
+            "'matplotlib' is not installed; install all packages",
+        ),
+    ],
+)
+def test_what_the_machine_lacks_is_said_in_one_line(here, monkeypatch, error, line):
+    def fail(*args, **options):
+        raise error
+
+    monkeypatch.setattr(cli, "check_place", fail)
+    for command in ("sample tiny", "show latents my_vae", "train unet"):
+        check_refused(here, command, f"fmdiff: {line}", code=1)
+
+
+def test_a_fault_of_the_code_keeps_its_traceback(here, monkeypatch):
+    monkeypatch.setattr(cli, "check_place", lambda *args, **options: [][1])
+    with pytest.raises(IndexError):
+        fmdiff("sample tiny")
+
+
+def shell(line: str) -> subprocess.CompletedProcess:
+    """Run a line of Bash in which fmdiff is this command."""
+    start = f"fmdiff() {{ {sys.executable} -c 'from fmdiff_helpers.cli import app; app()' \"$@\"; }}; set -o pipefail; "
+    return subprocess.run(["bash", "-c", start + line], capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("line", ["fmdiff --help > /dev/full", "fmdiff sample my_vae -n 1 | true"])
+def test_output_that_cannot_be_written_is_one_line_and_exit_code_1(here, line):
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    done = shell(line)
+    (said,) = done.stderr.splitlines()
+    assert done.returncode == 1 and said.startswith("fmdiff: the output or a file cannot be written: ")
+
+
+def test_a_name_that_a_terminal_cannot_show_is_printed_with_escapes(here):
+    done = shell("fmdiff sample my_vae -n 1 -o $'\\xff.png'")
+    assert done.stderr == "" and done.stdout == "1 images in \\udcff.png\n"
+
+
+@pytest.mark.parametrize("name", ["my_vae", "all", "x.npz"])
+def test_without_the_published_classifier_one_line_says_so(here, garments, monkeypatch, name):
+    """Where the package is installed without the repository, only the networks of one's own trainings are there."""
+    np.savez("x.npz", images=garments["train"][0].cpu().numpy())
+    monkeypatch.setattr(cards, "PUBLISHED", here / "not here")
+    check_refused(here, f"evaluate {name}", "fmdiff: all measures need the published network 'classifier', which is ")
+
+
 @pytest.fixture
 def board(here, garments, monkeypatch) -> dict[str, dict]:
     """Rows of tiny networks instead of those of the leaderboard, and a clock that stands still."""
@@ -621,7 +802,8 @@ def board(here, garments, monkeypatch) -> dict[str, dict]:
         "my_unet, 1 step": {"name": "my_unet", "num_steps": 1},
         "my_patch, led, half-way": {"name": "my_patch", "num_steps": 2, "guidance": 2.5, "interval": [4, 7]},
     }
-    monkeypatch.setattr(leaderboard, "ROWS", rows)
+    for module in (leaderboard, evaluation):
+        monkeypatch.setattr(module, "ROWS", rows)
     monkeypatch.setattr(leaderboard, "clock", lambda device: 0.0)
     return rows
 
@@ -631,7 +813,8 @@ def test_evaluate_all_measures_two_floors_and_every_row_as_json_and_line_by_line
     judge, device = judge_of(garments), PartialState().device
     floors = {"floor": judge.floor(210), "floor, equal kinds": judge.floor(210, labels=garments["train"][1])}
     expected = {row: close(measures) for row, measures in floors.items()}
-    assert found == {"n": 210, "seeds": 2, "device": str(device), "rows": found["rows"]} | expected
+    about = {"n": 210, "seeds": 2, "device": str(device), "data": data.dataset_name()}
+    assert found == about | {"rows": found["rows"]} | expected
     assert list(found["rows"]) == list(board)
     for name, row in found["rows"].items():
         options = {key: value for key, value in row.items() if key != "measures"}
@@ -640,7 +823,8 @@ def test_evaluate_all_measures_two_floors_and_every_row_as_json_and_line_by_line
         assert options == board[name] and row["measures"] == close(each)
 
     title, head, *lines = fmdiff("evaluate all -n 210 --seeds 2").stdout.splitlines()
-    assert title == f"210 images for each of 2 seeds, mean ± spread, on {device}; seconds are for 1,000 images"
+    how = f"mean ± spread, on {device}, compared with {data.dataset_name()}; seconds are for 1,000 images"
+    assert title == f"210 images for each of 2 seeds, {how}"
     measures = ["fd", "kd", "precision", "recall", "label_accuracy", "copying", "seconds"]
     assert head.split() == measures and [line[:28].rstrip() for line in lines] == [*floors, *board]
     columns = [*(found[row] for row in floors), *(row["measures"] for row in found["rows"].values())]
@@ -786,7 +970,7 @@ def test_what_the_training_itself_refuses_is_said_in_one_line(small_cards, argum
     "error, code",
     [
         (ValueError("checkpoint.pt is another training"), 2),
-        (PermissionError("not allowed"), 2),
+        (PermissionError("not allowed"), 1),
         (cards.WeightsError("damaged"), 2),
         (FloatingPointError("the loss was nan"), 1),
         (MemoryError("batch_size=64 fits"), 1),

@@ -300,9 +300,10 @@ def test_an_interval_of_all_steps_is_none_and_one_of_no_step_that_is_taken_is_no
         ("unet", {"num_steps": 9}, "steps is 9; expected 1 to 8"),
         ("unet", {"guidance": 2.0}, "guidance is 2, but '{}' takes no labels; leave it out"),
         ("vae", {"guidance": 2.0}, "guidance is 2, but '{}' takes no labels"),
-        ("patch_unet", {"guidance": -0.5}, "guidance is -0.5; expected at least 0"),
-        ("patch_unet", {"guidance": math.inf}, "guidance is inf; expected at least 0"),
-        ("patch_unet", {"guidance": math.nan}, "guidance is nan; expected at least 0"),
+        ("patch_unet", {"guidance": -0.5}, "guidance is -0.5; expected 0 to 100"),
+        ("patch_unet", {"guidance": math.inf}, "guidance is inf; expected 0 to 100"),
+        ("patch_unet", {"guidance": 101.0}, "guidance is 101; expected 0 to 100"),
+        ("patch_unet", {"guidance": math.nan}, "guidance is nan; expected 0 to 100"),
         ("patch_unet", {"guide": "weaker"}, "guide is 'weaker'; give a guidance, too"),
         ("patch_unet", {"interval": (0, 3)}, "interval is (0, 3); give a guidance, too"),
         (
@@ -316,8 +317,9 @@ def test_an_interval_of_all_steps_is_none_and_one_of_no_step_that_is_taken_is_no
     ],
 )
 def test_a_request_that_cannot_be_fulfilled_is_an_error_that_names_it(folder, name, options, words):
-    with pytest.raises(ValueError, match="^" + re.escape(words.format(folder / name))):
-        load_drawer(str(folder / name), **options)
+    for place in (str(folder / name), folder / name):
+        with pytest.raises(ValueError, match="^" + re.escape(words.format(folder / name))):
+            load_drawer(place, **options)
 
 
 def test_a_guide_that_does_not_fit_is_an_error_that_names_both(folder, tmp_path):
@@ -337,8 +339,9 @@ def test_a_guide_that_does_not_fit_is_an_error_that_names_both(folder, tmp_path)
     ):
         found, expected = (read_card(place)[what] for place in (guide, name))
         words = f"{what} of {str(guide)!r} is {found}; expected that of {str(name)!r}, {expected}"
-        with pytest.raises(ValueError, match=f"^{re.escape(words)}$"):
-            load_drawer(str(name), guidance=2.0, guide=str(guide))
+        for kind in (str, Path):
+            with pytest.raises(ValueError, match=f"^{re.escape(words)}$"):
+                load_drawer(kind(name), guidance=2.0, guide=kind(guide))
     with pytest.raises(ValueError, match=r"^the guide .*unet.* takes no labels"):
         load_drawer(folder / "patch_unet", guidance=2.0, guide=folder / "unet")
     with pytest.raises(WeightsError, match="there are no weights 'nowhere'"):
@@ -406,3 +409,11 @@ def test_an_autoencoder_that_has_changed_since_or_is_not_there_is_an_error_that_
             load()
     with pytest.raises(WeightsError, match="there are no weights 'nowhere'"):
         autoencoder_of(card | {"autoencoder": {"name": "nowhere", "sha256": "0"}}, "cpu")
+
+
+def test_samples_that_are_not_finite_are_an_error_and_no_picture(folder):
+    drawer = load_drawer(folder / "patch_unet", guidance=100.0)
+    assert drawer.draw(2, 0, SIX[:2]).isfinite().all()
+    broken = replace(drawer, model=lambda x, t, y: x * math.nan)
+    with pytest.raises(FloatingPointError, match=r"^the samples are not finite; ask for less guidance"):
+        broken.draw(2, 0, SIX[:2])

@@ -56,7 +56,7 @@ def test_an_unknown_or_ambiguous_lesson_is_exit_code_2_with_the_list(launched, n
 def test_without_the_lessons_the_message_says_so(tmp_path, launched, monkeypatch):
     monkeypatch.setattr(lab, "NOTEBOOKS", tmp_path)
     result = fmdiff_lab()
-    assert result.exit_code == 2 and f"none in {tmp_path}: clone the repository" in result.stderr
+    assert result.exit_code == 2 and f"there are no lessons in {tmp_path}: the installed package" in result.stderr
 
 
 def test_a_shell_sees_the_exit_code_and_one_line_without_a_traceback():
@@ -81,6 +81,21 @@ def test_lab_opens_the_lesson_on_this_machine_only(launched, notebooks, argument
             f"--port={port}",
         ]
     ]
+
+
+@pytest.mark.parametrize("port", ["0", "-5", "65001", "70000", "1" + "0" * 30, "x"])
+def test_a_port_that_cannot_exist_is_refused(launched, port):
+    """JupyterLab also tries ports up to a hundred above the first."""
+    result = fmdiff_lab("1", "--port", port)
+    assert result.exit_code == 2 and launched == [] and len(result.stderr.splitlines()) == 1
+    assert "Invalid value for '--port'" in result.stderr
+
+
+def test_without_jupyterlab_lab_says_what_to_install(notebooks, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jupyterlab.labapp", None)
+    result = fmdiff_lab()
+    assert result.exit_code == 1
+    assert result.stderr.startswith("fmdiff: 'jupyterlab' is not installed; install all packages: `uv sync`")
 
 
 @pytest.mark.parametrize("user", [0, 1000, None])

@@ -81,7 +81,7 @@ def test_a_seed_and_labels_draw_a_chain_of_ddim_in_the_latent_of_an_autoencoder(
     model, before = two_points(LONG), torch.get_rng_state()
     process = SimpleNamespace(device=torch.device("cpu"), schedule=LONG)
     autoencoder = SimpleNamespace(latent_shape=(1, 3, 2))
-    drawer = SimpleNamespace(process=process, autoencoder=autoencoder, model=model, num_steps=5)
+    drawer = SimpleNamespace(process=process, autoencoder=autoencoder, model=model, num_steps=5, takes_labels=True)
     for seed in (4, 5, 0):
         path, times = draw_chain(drawer, Y, *([seed] if seed else []))
         x = torch.randn((3, 1, 3, 2), generator=seeded(seed))

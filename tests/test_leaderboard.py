@@ -168,7 +168,7 @@ def test_the_stored_leaderboard_has_every_row_as_it_is_now_with_spreads_of_three
     stored = read_leaderboard()
     assert list(stored) == ["board", "kinds", "steps"]
     board = stored["board"]
-    assert (board["n"], board["seeds"], board["device"]) == (1000, 3, "cpu")
+    assert (board["n"], board["seeds"], board["device"], board["data"]) == (1000, 3, "cpu", "Fashion-MNIST")
     assert {row: {k: v for k, v in found.items() if k != "measures"} for row, found in board["rows"].items()} == ROWS
     for row, found in board["rows"].items():
         expected = {"fd", "kd", "precision", "recall", "copying", "seconds"}
