@@ -9,6 +9,7 @@ import json
 import os
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -726,6 +727,23 @@ def test_with_json_all_words_go_to_stderr_also_on_a_first_run(here, monkeypatch,
     source = "drawn stand-in for Fashion-MNIST" if offline else "Fashion-MNIST"
     assert json.loads(result.stdout) == {"network": "classifier", "data": source, "test_accuracy": 0.5}
     assert "Downloading Fashion-MNIST" in result.stderr and "Downloading http" in result.stderr
+
+
+def test_with_the_dataset_no_command_uses_the_network(here, garments, monkeypatch):
+    def refuse(*arguments, **options):
+        raise AssertionError("the network is used")
+
+    for name in ("connect", "connect_ex", "bind", "sendto"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(recipes, "load_fashion_mnist", lambda split: draw_garments(2100))
+    for line in (
+        "sample tiny -n 2 -o x.png",
+        "evaluate my_vae -n 200 --seeds 1",
+        "show latents my_vae",
+        "train vae --epochs 0.01 --batch-size 50",
+    ):
+        assert fmdiff(line).exit_code == 0, line
 
 
 def test_a_measure_that_is_not_finite_is_one_line_and_no_json(here, garments, monkeypatch):

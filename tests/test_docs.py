@@ -52,6 +52,14 @@ def test_the_readme_is_short_and_leads_to_every_lesson_and_page():
         assert path.relative_to(ROOT).as_posix() in {target.partition("#")[0] for target in links(readme)}
 
 
+def test_each_promise_names_a_test_that_exists():
+    named = re.findall(r"\[test_\w+\]\((\S+)\)((?:: `\w+`(?:, `\w+`)*)?)", read(ROOT / "docs/promises.md"))
+    assert len(named) > 25
+    for file, tests in named:
+        for test in re.findall(r"`(\w+)`", tests):
+            assert f"def {test}(" in read(ROOT / "docs" / file), test
+
+
 def commands():
     """All lines of code in the pages, each with its page; what is in backquotes within a sentence counts, too."""
     for page in PAGES:

@@ -295,6 +295,12 @@ def test_an_error_of_any_kind_keeps_what_is_done(tmp_path, goes_on):
     goes_on()
 
 
+def test_where_the_output_is_a_file_a_training_prints_a_line_for_each_validation(tmp_path, capsys):
+    fit(tmp_path)
+    (*lines, empty) = capsys.readouterr().err.split("\n")
+    assert [line.partition(":")[0] for line in lines] == [f"step {step} of 12" for step in (4, 8, 12)] and not empty
+
+
 def test_a_checkpoint_is_written_each_minute_too(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "REPORT_EVERY", 1)
     monkeypatch.setattr(train, "CHECKPOINT_EVERY", -1.0)
