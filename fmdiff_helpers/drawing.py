@@ -26,6 +26,20 @@ def batch_generator(numbers: Tensor, seed: int, start: torch.Generator) -> torch
     return generator.manual_seed(1_000_003 * (seed + 1) + first) if first else generator.set_state(start.get_state())
 
 
+def find_kind(kind: str | int, what: str = "label") -> int:
+    """Return the number of a kind of garment, given by its name, in any case, or by its number.
+
+    torchvision's name "T-shirt/top" is known, too. ValueError, which calls the value `what`, if there is no such kind.
+    """
+    names = [name.lower() for name in CLASS_NAMES]
+    numbers = [str(number) for number in range(len(names))]
+    found = str(kind).strip().lower().replace("t-shirt/top", "t-shirt")
+    if found not in names + numbers:
+        known = ", ".join(f"{number} {name}" for number, name in enumerate(CLASS_NAMES))
+        raise ValueError(f"{what} is {kind!r}; expected a name or a number of: {known}")
+    return (names + numbers).index(found) % len(names)
+
+
 @dataclass(frozen=True)
 class Drawer:
     """Draw images with a network.
@@ -50,19 +64,14 @@ class Drawer:
         """Return n labels, the ten kinds in turn; None if the network takes no labels."""
         return torch.arange(n) % len(CLASS_NAMES) if self.takes_labels else None
 
-    def one_kind(self, label: str, n: int) -> Tensor:
-        """Return n labels of one kind: `label` is its name, in any case, or its number.
+    def one_kind(self, label: str | int, n: int) -> Tensor:
+        """Return n labels of one kind: `label` is what `find_kind` takes.
 
         ValueError if there is no such kind, or if the network takes no labels.
         """
-        names = [name.lower() for name in CLASS_NAMES]
-        numbers = [str(number) for number in range(len(names))]
         if not self.takes_labels:
             raise ValueError(f"label is {label!r}, but this network takes no labels; leave it out")
-        if label.lower() not in names + numbers:
-            known = ", ".join(f"{number} {name}" for number, name in enumerate(CLASS_NAMES))
-            raise ValueError(f"label is {label!r}; expected a name or a number of: {known}")
-        return torch.full((n,), (names + numbers).index(label.lower()) % len(names))
+        return torch.full((n,), find_kind(label))
 
     @torch.no_grad()
     def draw(self, n: int, seed: int = 0, y: Tensor | None = None, watch: Callable | None = None) -> Tensor:

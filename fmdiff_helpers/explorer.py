@@ -6,7 +6,7 @@ A saved notebook keeps a Filmstrip in place of an explorer. Only ipywidgets call
 import html
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -17,25 +17,16 @@ from IPython.display import display
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from fmdiff_helpers.controls import StepSlider
 from fmdiff_helpers.data import CLASS_NAMES, to_uint8
+from fmdiff_helpers.drawing import Drawer
 from fmdiff_helpers.filmstrip import Filmstrip, encode_png, rendering
 from fmdiff_helpers.latent_paths import principal_axes
 from fmdiff_helpers.plots import as_frame, class_clouds, histogram_frame, loss_curves, tile
 from fmdiff_helpers.schedules import Schedule
 
 if TYPE_CHECKING:
-    from fmdiff_helpers.drawing import Drawer
     from fmdiff_helpers.train import Run
-
-
-def dropdown(description: str, options: Sequence, value: object) -> widgets.Dropdown:
-    """Return a list of options of which `value` is chosen."""
-    return widgets.Dropdown(options=options, value=value, description=description, layout={"width": "200px"})
-
-
-def number_box(description: str, value: int = 0) -> widgets.BoundedIntText:
-    """Return a box for a whole number from 0 to 9999, such as a seed."""
-    return widgets.BoundedIntText(value=value, min=0, max=9999, description=description, layout={"width": "200px"})
 
 
 def of_kind(labels: Tensor, kind: str) -> list[int]:
@@ -61,7 +52,7 @@ class Explorer:
 
     A subclass has two methods. `prepare()` runs after each choice, does the slow work and returns the number of steps.
     `render(t)` returns the pictures of step t and runs when that step is first looked at. `slider.value` may be read,
-    set and linked from Python.
+    set and linked from Python; ValueError for a step that is not on the slider.
     """
 
     height = 168  # of the pictures, in CSS pixels
@@ -71,7 +62,7 @@ class Explorer:
 
     def __init__(self, **controls: widgets.Widget):
         self.controls = controls
-        self.slider = widgets.IntSlider(description=self.slider_name, min=0, max=1, layout={"width": "420px"})
+        self.slider = StepSlider(description=self.slider_name, min=0, max=1, layout={"width": "420px"})
         self.play = widgets.Play(min=0, max=1, interval=100)  # counts frames, at most 50 for the whole chain
         self.readout = widgets.HTML()
         self.pictures = widgets.HBox()
@@ -104,6 +95,8 @@ class Explorer:
 
     def _choose(self, change=None) -> None:
         """Prepare a new choice; meanwhile the controls are locked, so that no second one waits behind it."""
+        if self.slider.disabled:  # `prepare` itself moves a control
+            return
         self._lock(True)
         self.readout.value = "drawing ..."
         self.frame.cache_clear()
@@ -158,8 +151,14 @@ class Explorer:
         return widgets.VBox([widgets.HTML(html.escape(title)), image], layout={"margin": "0 12px 0 0"})
 
     def filmstrip(self, num_frames: int | None = None) -> Filmstrip:
-        """Return a Filmstrip of `num_frames` steps of the current choice, evenly spaced from the first to the last."""
-        num_frames = min(num_frames or self.film_frames, self.slider.max + 1)
+        """Return a Filmstrip of `num_frames` steps of the current choice, evenly spaced from the first to the last.
+
+        All of them if there are fewer. ValueError if `num_frames` is below 2.
+        """
+        num_frames = self.film_frames if num_frames is None else num_frames
+        if num_frames < 2:
+            raise ValueError(f"num_frames is {num_frames}; expected at least 2, the first step and the last")
+        num_frames = min(num_frames, self.slider.max + 1)
         steps = np.linspace(0, self.slider.max, num_frames).round().astype(int)
         drawn = [self.frame(int(t)) for t in steps]
         panels = {title: np.stack([frames[title] for frames, _ in drawn]) for title in drawn[0][0]}
@@ -178,13 +177,14 @@ class ChainExplorer(Explorer):
     """Explore chains that the network of a `Drawer` walks, from noise that the control "seed" decides.
 
     `drawer.model(x, t, y)` predicts the noise. `drawer.autoencoder` is None for a network of pixels. Both of them and
-    `drawer.process.schedule` are on one device.
+    `drawer.process.schedule` are on one device. A list of numbers of steps opens on `drawer.num_steps`, if set.
     """
 
     slider_name = "steps taken"
 
-    def __init__(self, drawer: "Drawer", **controls: widgets.Widget):
+    def __init__(self, drawer: Drawer, **controls: widgets.Widget):
         self.model, self.schedule, self.autoencoder = drawer.model, drawer.process.schedule, drawer.autoencoder
+        self.num_steps = drawer.num_steps
         super().__init__(**controls)
 
     def noise(self, number: int) -> Tensor:

@@ -1,11 +1,10 @@
 """The nine explorers of the lessons: in each one the reader makes a choice and moves a slider, and sees what changes.
 
-Images are uint8 (N, 1, 28, 28) with labels (N,); `drawer` is described in `ChainExplorer`.
+Images are uint8 (N, 1, 28, 28) with labels (N,). `ChainExplorer` describes `drawer`, and `find_kind` names of kinds.
 """
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import ipywidgets as widgets
 import numpy as np
@@ -13,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from fmdiff_helpers import schedules
+from fmdiff_helpers.controls import dropdown, kind_list, number_box, steps_list
 from fmdiff_helpers.data import CLASS_NAMES, to_model
 from fmdiff_helpers.diffusion import add_noise, x0_from_eps
-from fmdiff_helpers.explorer import ChainExplorer, Explorer, GarmentMap, dropdown, number_box, of_kind, snr_line, tiles
+from fmdiff_helpers.drawing import Drawer
+from fmdiff_helpers.explorer import ChainExplorer, Explorer, GarmentMap, of_kind, snr_line, tiles
 from fmdiff_helpers.guidance import guided
 from fmdiff_helpers.latent_paths import encode, record_chain
 from fmdiff_helpers.metrics import spread_within
@@ -23,9 +24,6 @@ from fmdiff_helpers.models.vae import kl_divergence
 from fmdiff_helpers.plots import label_frame
 from fmdiff_helpers.samplers import sample_ddim, sample_ddpm
 from fmdiff_helpers.schedules import Schedule
-
-if TYPE_CHECKING:
-    from fmdiff_helpers.drawing import Drawer
 
 SCHEDULES = {
     "linear": schedules.linear_beta,
@@ -47,15 +45,16 @@ class NoisingExplorer(Explorer):
     def __init__(self, images: Tensor, labels: Tensor, garment: str = "Ankle boot", seed: int = 0):
         self.images, self.labels = images, labels
         self.eps = torch.randn(1, *images.shape[1:], generator=torch.Generator().manual_seed(seed))
-        kind, index = dropdown("garment", CLASS_NAMES, garment), number_box("which one")
+        kind, index = kind_list("garment", "garment", garment), number_box("which one")
         schedule, T = dropdown("schedule", list(SCHEDULES), "linear"), dropdown("T", (50, 100, 200, 300, 1000), 1000)
         super().__init__(garment=kind, index=index, schedule=schedule, T=T)
 
     def prepare(self) -> int:
         """Look up the garment and build the schedule."""
-        garment, index, name, T = self.choice()
+        garment, _, name, T = self.choice()
         places = of_kind(self.labels, garment)
-        self.x0 = to_model(self.images[places[index % len(places)]])[None].cpu()
+        index = self.controls["index"].among(len(places))
+        self.x0 = to_model(self.images[places[index]])[None].cpu()
         self.schedule = Schedule(SCHEDULES[name](T))
         return T
 
@@ -71,19 +70,19 @@ class NoisingExplorer(Explorer):
 class ReverseExplorer(ChainExplorer):
     """Explore the way back from noise: choose a seed, clip or not, and slide through the steps of DDPM.
 
-    Each choice draws four images in all T steps, which takes seconds.
+    Each choice draws four images, in as many steps as `drawer.num_steps` says; all T steps take seconds.
     """
 
     opens_at = 1.0
 
-    def __init__(self, drawer: "Drawer", seed: int = 0):
+    def __init__(self, drawer: Drawer, seed: int = 0):
         clip = widgets.Checkbox(value=True, description="clip x0_hat to [-1, 1]")
         super().__init__(drawer, seed=number_box("seed", seed), clip=clip)
 
     def prepare(self) -> int:
         """Draw four images and record every step."""
         clip = 1.0 if self.controls["clip"].value else math.inf
-        return self.record(sample_ddpm, self.model, self.noise(4), clip=clip)
+        return self.record(sample_ddpm, self.model, self.noise(4), self.num_steps, clip=clip)
 
     def render(self, t: int) -> tuple[dict[str, np.ndarray], str]:
         """Return what step number t of the chain saw and did, and the histogram of x_t."""
@@ -103,8 +102,8 @@ class KindsExplorer(ChainExplorer):
     height = 560
     opens_at = 1.0
 
-    def __init__(self, drawer: "Drawer", seed: int = 0):
-        sampler, steps = dropdown("sampler", ("DDIM", "DDPM"), "DDIM"), dropdown("steps", (2, 5, 10, 20, 50), 10)
+    def __init__(self, drawer: Drawer, seed: int = 0):
+        sampler, steps = dropdown("sampler", ("DDIM", "DDPM"), "DDIM"), steps_list(drawer, (2, 5, 10, 20, 50), 10)
         super().__init__(drawer, seed=number_box("seed", seed), sampler=sampler, num_steps=steps)
 
     def prepare(self) -> int:
@@ -132,7 +131,7 @@ class StepsExplorer(ChainExplorer):
     opens_at = 1 / 3
     numbers = (1, 2, 5, 10, 20, 50, 100)
 
-    def __init__(self, drawer: "Drawer", seed: int = 0):
+    def __init__(self, drawer: Drawer, seed: int = 0):
         super().__init__(drawer, seed=number_box("seed", seed))
 
     def prepare(self) -> int:
@@ -145,7 +144,7 @@ class StepsExplorer(ChainExplorer):
         num_steps, images = self.numbers[t], {}
         for eta in (0.0, 0.5, 1.0):
             # A seed that the box does not offer: with that of the start, the noise on the way would repeat it.
-            generator = torch.Generator(self.x.device).manual_seed(10_000 + num_steps)
+            generator = torch.Generator(self.x.device).manual_seed(-num_steps)
             options = {"num_steps": num_steps, "y": self.y, "clip": math.inf, "eta": eta}
             z = sample_ddim(self.model, self.x, self.schedule, generator, **options)
             images[f"eta = {eta:g}"] = self.autoencoder.from_latent(z)
@@ -162,8 +161,8 @@ class LatentExplorer(ChainExplorer):
     film_frames = 10  # noise does not compress: 18 kB a frame
     opens_at = 0.5
 
-    def __init__(self, drawer: "Drawer", seed: int = 0):
-        steps, eta = dropdown("steps", (5, 10, 20, 50, 200, 1000), 50), dropdown("eta", (0.0, 0.5, 1.0), 0.0)
+    def __init__(self, drawer: Drawer, seed: int = 0):
+        steps, eta = steps_list(drawer, (5, 10, 20, 50, 200, 1000), 50), dropdown("eta", (0.0, 0.5, 1.0), 0.0)
         super().__init__(drawer, seed=number_box("seed", seed), num_steps=steps, eta=eta)
 
     def prepare(self) -> int:
@@ -195,7 +194,7 @@ class GuidanceExplorer(ChainExplorer):
 
     def __init__(
         self,
-        drawer: "Drawer",
+        drawer: Drawer,
         classifier: Callable,
         images: Tensor,
         labels: Tensor,
@@ -203,8 +202,8 @@ class GuidanceExplorer(ChainExplorer):
         seed: int = 0,
     ):
         self.classifier, self.images, self.labels = classifier, images, labels
-        kind, w = dropdown("kind", CLASS_NAMES, label), dropdown("w", (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0), 2.0)
-        steps = dropdown("steps", (10, 20, 50), 20)
+        kind, w = kind_list("kind", "label", label), dropdown("w", (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0), 2.0)
+        steps = steps_list(drawer, (10, 20, 50), 20)
         super().__init__(drawer, label=kind, w=w, seed=number_box("seed", seed), num_steps=steps)
 
     def prepare(self) -> int:
@@ -282,18 +281,19 @@ class LatentWalk(Explorer):
     @torch.no_grad()
     def __init__(self, vae: nn.Module, images: Tensor, labels: Tensor, start: str = "Trouser", end: str = "Coat"):
         self.vae, self.images, self.labels = vae, images, labels
+        kinds = {"start": kind_list("from", "start", start), "end": kind_list("to", "end", end)}
         self.z = torch.cat([vae.encode(to_model(part))[0] for part in images.split(500)])
         self.map = GarmentMap(self.z, labels, self.height)
         self.pixels = self.map.pixels(self.z)
-        kinds = {"start": dropdown("from", CLASS_NAMES, start), "end": dropdown("to", CLASS_NAMES, end)}
         super().__init__(**kinds, index=number_box("which ones"))
 
     def prepare(self) -> int:
         """Look the two garments up and mix their pixels and their latents, in 101 steps."""
-        start, end, index = self.choice()
+        start, end, _ = self.choice()
         starts, ends = of_kind(self.labels, start), of_kind(self.labels, end)
+        index = self.controls["index"].among(min(len(starts), len(ends)))
         # The end is counted from the back, so that the way from a kind to itself leads to another garment.
-        self.ends = [starts[index % len(starts)], ends[-1 - index % len(ends)]]
+        self.ends = [starts[index], ends[-1 - index]]
         share = torch.linspace(0, 1, 101, device=self.z.device).reshape(-1, 1, 1, 1)
         pairs = self.z[self.ends], to_model(self.images[self.ends])
         self.way, self.mix = (torch.lerp(*pair[:, None], share) for pair in pairs)
@@ -318,10 +318,10 @@ class PathExplorer(ChainExplorer):
     film_frames = 11  # a map takes 15 kB a frame
     opens_at = 0.5
 
-    def __init__(self, drawer: "Drawer", images: Tensor, labels: Tensor, label: str = "Dress", seed: int = 0):
+    def __init__(self, drawer: Drawer, images: Tensor, labels: Tensor, label: str = "Dress", seed: int = 0):
+        kind, seed = kind_list("kind", "label", label), number_box("seed", seed)
+        steps, eta = steps_list(drawer, (10, 20, 50, 200), 50), dropdown("eta", (0.0, 0.5, 1.0), 0.0)
         self.map = GarmentMap(encode(drawer.autoencoder, images), labels, self.height)
-        kind, seed = dropdown("kind", CLASS_NAMES, label), number_box("seed", seed)
-        steps, eta = dropdown("steps", (10, 20, 50, 200), 50), dropdown("eta", (0.0, 0.5, 1.0), 0.0)
         super().__init__(drawer, label=kind, seed=seed, num_steps=steps, eta=eta)
 
     def prepare(self) -> int:

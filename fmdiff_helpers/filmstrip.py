@@ -83,7 +83,7 @@ class Filmstrip:
     `panels` maps a title to uint8 frames (F, H, W) or (F, H, W, 3), arrays or CPU tensors; they are shown side by side,
     `height` CSS pixels high. `readout` holds one line of text for each of the F frames. `start` is the first frame to
     be shown; where scripts do not run, it stays. Play shows `fps` frames a second. Bad shapes, dtypes and starts raise
-    ValueError.
+    ValueError, as do a `height` and `fps` that are not above 0.
     """
 
     def __init__(
@@ -96,7 +96,10 @@ class Filmstrip:
             if frames.dtype != np.uint8 or not is_picture or len(frames) != len(self.readout):
                 expected = f"uint8 (F, H, W) or (F, H, W, 3) with F = {len(self.readout)}, one frame for each readout"
                 raise ValueError(f"panel {title!r} is {frames.dtype} {frames.shape}; expected {expected}")
-        if not 0 <= start < len(self.readout):
+        for name, value in (("height", height), ("fps", fps)):
+            if value <= 0:
+                raise ValueError(f"{name} is {value}; expected a number above 0")
+        if start not in range(len(self.readout)):
             raise ValueError(f"start is {start}; expected a frame number from 0 to {len(self.readout) - 1}")
 
     def _picture(self, title: str, uris: list[str]) -> str:

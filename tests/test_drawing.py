@@ -11,11 +11,21 @@ import pytest
 import torch
 from small_networks import same_weights, saved, tiny_card, tiny_network
 from torch.testing import assert_close
+from torchvision.datasets import FashionMNIST
 
 from fmdiff_helpers.cards import WeightsError, read_card
 from fmdiff_helpers.checkpoints import load_pretrained
+from fmdiff_helpers.data import CLASS_NAMES
 from fmdiff_helpers.diffusion import posterior, x0_from_eps
-from fmdiff_helpers.drawing import Drawer, autoencoder_of, batch_generator, drawer_of, load_autoencoder, load_drawer
+from fmdiff_helpers.drawing import (
+    Drawer,
+    autoencoder_of,
+    batch_generator,
+    drawer_of,
+    find_kind,
+    load_autoencoder,
+    load_drawer,
+)
 from fmdiff_helpers.guidance import guided
 from fmdiff_helpers.models.vae import VAE
 from fmdiff_helpers.processes.autoencoding import VariationalPrior
@@ -136,6 +146,18 @@ def test_labels_are_all_ten_kinds_in_turn_or_none_and_no_images_are_an_error():
     assert seen == [None] * 4
     with pytest.raises(ValueError, match="0 inputs; expected at least 1"):
         drawer.draw(0)
+
+
+def test_a_kind_is_found_by_its_name_in_any_case_its_number_or_torchvision_s_name():
+    for number, (name, theirs) in enumerate(zip(CLASS_NAMES, FashionMNIST.classes, strict=True)):
+        for kind in (name, name.upper(), f" {name.lower()} ", theirs, theirs.lower(), number, str(number)):
+            assert find_kind(kind) == number
+
+
+@pytest.mark.parametrize("kind", ["Hat", "", "dres", "Shirt/top", "10", "1.0", -1, 10, 1.0, True, None])
+def test_a_kind_that_there_is_not_is_an_error_that_names_all_ten(kind):
+    with pytest.raises(ValueError, match=f"garment is {kind!r}; expected a name or a number of: 0 T-shirt, "):
+        find_kind(kind, "garment")
 
 
 # Images from latents

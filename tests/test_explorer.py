@@ -151,6 +151,12 @@ def test_a_filmstrip_of_an_explorer_runs_evenly_from_the_first_step_to_the_last(
     assert explorer.slider.value == 60 and film.height == explorer.height
 
 
+@pytest.mark.parametrize("num_frames", [-3, 0, 1])
+def test_a_film_without_a_first_and_a_last_step_is_an_error(explorer, num_frames):
+    with pytest.raises(ValueError, match=f"num_frames is {num_frames}; expected at least 2"):
+        explorer.filmstrip(num_frames)
+
+
 @pytest.mark.parametrize("num_frames, fps", [(2, 1), (3, 1), (7, 3), (11, 5), (20, 10), (40, 10)])
 def test_a_film_plays_at_ten_frames_a_second_and_a_short_one_slower_so_that_it_lasts(explorer, num_frames, fps):
     assert explorer.filmstrip(num_frames).fps == fps and num_frames / fps >= 2

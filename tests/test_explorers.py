@@ -36,10 +36,10 @@ def network(schedule):
     return lambda x, t, y=None: eps_from_x0(x, t, clean(x, t, y, schedule.T), schedule)
 
 
-def drawer(schedule, autoencoder=None):
+def drawer(schedule, autoencoder=None, num_steps=None):
     """What an explorer needs of a Drawer."""
     process = SimpleNamespace(schedule=schedule)
-    return SimpleNamespace(model=network(schedule), process=process, autoencoder=autoencoder)
+    return SimpleNamespace(model=network(schedule), process=process, autoencoder=autoencoder, num_steps=num_steps)
 
 
 def small_vae(seed: int, **options) -> VAE:
@@ -173,7 +173,7 @@ def test_it_opens_on_its_choice_with_all_its_parts_in_view(name):
             assert widget.options == OPTIONS[name if control == "num_steps" else control]
     parts = [*explorer.controls.values(), explorer.slider, explorer.play, explorer.pictures, explorer.readout]
     view = list(inside(explorer.view))
-    assert all(part in view for part in parts) and {type(part).__name__ for part in view} <= set(IN_BOTH)
+    assert all(part in view for part in parts) and {part._model_name for part in view} <= {f"{n}Model" for n in IN_BOTH}
 
 
 @every_explorer
@@ -236,6 +236,57 @@ def test_its_film_is_short_and_small_and_it_leaves_the_global_generator_and_its_
     assert torch.equal(GARMENTS, garments) and torch.equal(LABELS, labels)
 
 
+SEEDED = [name for name in MAKE if "seed" in OPENS[name][0]]
+NAMED = [(name, what) for name in MAKE for what in ("garment", "label", "start", "end") if what in OPENS[name][0]]
+
+
+@pytest.mark.parametrize("name, what", NAMED)
+def test_it_opens_on_a_kind_by_any_name_that_the_kind_has_or_says_what_kinds_there_are(name, what):
+    assert make(name, **{what: "t-shirt/TOP"}).controls[what].value == "T-shirt"
+    with pytest.raises(ValueError, match=f"{what} is 'Hat'; expected a name or a number of: 0 T-shirt, "):
+        make(name, **{what: "Hat"})
+
+
+@pytest.mark.parametrize("name", SEEDED)
+def test_it_opens_on_any_seed_of_the_command_and_says_so_of_others(name):
+    assert make(name, seed=2**32).controls["seed"].value == 2**32
+    for seed in (-1, 2**32 + 1, 1.5):
+        with pytest.raises(ValueError, match=rf"seed is {seed}; expected a whole number from 0 to 4294967296"):
+            make(name, seed=seed)
+
+
+@pytest.mark.parametrize("name, control", [(n, c) for n in MAKE for c in ("index", "seed") if c in OPENS[n][0]])
+def test_a_number_that_a_box_does_not_offer_is_an_error_and_changes_nothing(name, control):
+    explorer = make(name)
+    before, most = shown(explorer), {"index": 19, "seed": 2**32}[control]
+    for number in (-1, most + 1):
+        with pytest.raises(ValueError, match=f" is {number}; expected a whole number from 0 to {most}"):
+            explorer.controls[control].value = number
+    assert explorer.controls[control].value == 0 and shown(explorer) == before
+
+
+@every_explorer
+def test_a_step_that_is_not_on_the_slider_is_an_error_and_the_slider_stays(name):
+    explorer = make(name)
+    before, (title, place, last) = shown(explorer), OPENS[name][1]
+    for t in (-1, last + 1):
+        with pytest.raises(ValueError, match=f"{title} is {t}; expected a whole number from 0 to {last}"):
+            explorer.slider.value = t
+    assert explorer.slider.value == place and shown(explorer) == before
+
+
+@pytest.mark.parametrize(
+    "name", ["ReverseExplorer", "KindsExplorer", "LatentExplorer", "GuidanceExplorer", "PathExplorer"]
+)
+def test_it_opens_on_the_number_of_steps_of_its_drawer(monkeypatch, name):
+    asked = SimpleNamespace(**vars(MAKE[name][0]) | {"num_steps": 7})
+    monkeypatch.setitem(MAKE, name, (asked, *MAKE[name][1:]))
+    explorer = make(name)
+    assert explorer.slider.max == (7 if name == "PathExplorer" else 6)
+    if "num_steps" in explorer.controls:
+        assert explorer.controls["num_steps"].options == tuple(sorted({7, *OPTIONS[name]}))
+
+
 @every_explorer
 def test_what_goes_wrong_is_shown(name):
     explorer = make(name)
@@ -249,13 +300,13 @@ def test_what_goes_wrong_is_shown(name):
 # NoisingExplorer
 
 
-@pytest.mark.parametrize("choice", [{}, {"garment": "Dress", "index": 999}, {"T": 50, "schedule": "sigmoid"}])
+@pytest.mark.parametrize("choice", [{}, {"garment": "Dress", "index": 19}, {"T": 50, "schedule": "sigmoid"}])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_noising_shows_x_t_of_the_chosen_garment_schedule_and_step(choice, seed):
     explorer = make("NoisingExplorer", choice, seed=seed)
     garment, index, name, T = (OPENS["NoisingExplorer"][0] | choice).values()
     of_kind = GARMENTS[CLASS_NAMES.index(garment) == LABELS]
-    x0 = to_model(of_kind[index % len(of_kind)])[None]
+    x0 = to_model(of_kind[index])[None]
     eps = torch.randn(1, 1, 28, 28, generator=torch.Generator().manual_seed(seed))
     schedule = Schedule(getattr(schedules, f"{name}_beta")(T))
     for t in (0, T // 4, T - 1):
@@ -285,9 +336,19 @@ def test_a_garment_that_is_not_among_the_images_is_an_error(monkeypatch, name, k
         make(name)
 
 
-def test_an_unknown_garment_is_an_error():
-    with pytest.raises(Exception, match="Invalid selection"):
-        make("NoisingExplorer", garment="ankle boot")
+@pytest.mark.parametrize(
+    "name, control", [("NoisingExplorer", "garment"), ("LatentWalk", "start"), ("LatentWalk", "end")]
+)
+def test_the_box_goes_to_the_last_garment_of_a_kind_that_has_fewer(monkeypatch, name, control):
+    """What the box says is what is shown."""
+    few = torch.ones(200, dtype=torch.bool)
+    few[(LABELS == CLASS_NAMES.index("Bag")).nonzero()[3:]] = False
+    monkeypatch.setitem(MAKE, name, (*MAKE[name][:-2], GARMENTS[few], LABELS[few]))
+    explorer = make(name, {"index": 19, control: "Bag"})
+    assert explorer.controls["index"].value == explorer.controls["index"].max == 2
+    assert shown(explorer) == shown(make(name, {control: "Bag", "index": 2}))
+    explorer.controls[control].value = OPENS[name][0][control]
+    explorer.controls["index"].value = 19
 
 
 # Recorded chains
@@ -391,7 +452,7 @@ def test_each_number_of_steps_goes_by_ddim_from_the_same_two_noises_to_two_garme
         panels, readout = explorer.frame(place)
         assert readout == f"{num_steps:3d} steps"
         for eta in (0.0, 0.5, 1.0):
-            generator, steps = torch.Generator().manual_seed(10_000 + num_steps), []
+            generator, steps = torch.Generator().manual_seed(-num_steps), []
             options = {"y": torch.arange(20) // 2, "clip": math.inf, "eta": eta, "watch": steps.append}
             z = sample_ddim(network(LONG), start, LONG, generator, num_steps, **options)
             assert np.array_equal(panels[f"eta = {eta:g}"], tiled(decoded(z), 2))

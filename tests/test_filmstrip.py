@@ -160,10 +160,17 @@ def test_frames_that_are_no_film_are_an_error(frames, readout, message):
         Filmstrip({"fine": noise(len(readout), 3, 3), "x": frames}, readout)
 
 
-@pytest.mark.parametrize("start", [-1, 2])
-def test_a_start_beyond_the_film_is_an_error(start):
+@pytest.mark.parametrize("start", [-1, 2, 0.5])
+def test_a_start_that_is_no_frame_is_an_error(start):
     with pytest.raises(ValueError, match=f"start is {start}; expected a frame number from 0 to 1"):
         Filmstrip({"x": noise(2, 3, 3)}, ["a", "b"], start=start)
+
+
+@pytest.mark.parametrize("option", ["height", "fps"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_a_film_without_height_or_speed_is_an_error(option, value):
+    with pytest.raises(ValueError, match=f"{option} is {value}; expected a number above 0"):
+        Filmstrip({"x": noise(2, 3, 3)}, ["a", "b"], **{option: value})
 
 
 def test_a_film_needs_no_notebook_package_and_no_pytorch():

@@ -123,6 +123,18 @@ def test_no_infrastructure_in_a_lesson(nb):
         assert not re.search(r"os\.environ|get_ipython|sys\.path|^[%!]", cell.source, flags=re.M), cell.id
 
 
+def test_no_lesson_reads_from_a_folder_that_depends_on_where_it_runs(monkeypatch, tmp_path):
+    """JupyterLab runs it in notebooks/, other programs in the repository's root."""
+    monkeypatch.chdir(tmp_path)
+    for path in PATHS:
+        cells = code_cells(nbformat.read(path, as_version=4))
+        readers = [cell for cell in cells if re.search(r"\.\./|read_text|read_bytes|\bopen\(|np\.load", cell.source)]
+        names = {}
+        for cell in needed(cells, readers):
+            exec(cell.source, names)
+        assert bool(readers) == path.stem.startswith("08")
+
+
 @lesson
 def test_stamp_matches_the_code(nb):
     assert nb.metadata.fmdiff.code == code_hash(nb), "the code has changed since its outputs: run `make notebooks`"

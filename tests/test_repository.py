@@ -20,11 +20,11 @@ MODULES = sorted((ROOT / "fmdiff_helpers").rglob("*.py"))
 
 # From the ground to the roof: a module may import those on floors below it, and none beside or above it.
 FLOORS = [
-    {"start", "lab", "standin", "schedules", "tiling", "filmstrip", "reports", "batching", "cards", "models"},
+    {"start", "dials", "lab", "standin", "schedules", "tiling", "filmstrip", "reports", "batching", "cards", "models"},
     {"data", "checkpoints", "diffusion", "endings", "images", "plots"},
     {"arguments", "export", "metrics", "samplers", "guidance", "run"},
     {"drawing", "processes", "train"},
-    {"recipes", "latent_paths", "leaderboard", "results"},
+    {"recipes", "latent_paths", "leaderboard", "results", "controls"},
     {"latent_plots", "explorer", "evaluation"},
     {"explorers", "cli"},
 ]
