@@ -167,7 +167,7 @@ class Torture:
             load_pretrained(self.folder / "run")
         except WeightsError as error:
             if "no weights" not in str(error) and not self.is_damaged:
-                self.problem(name, fault, str(error))
+                self.problem(name, fault, f"{error} after {self.story}")
 
     def disturbed(self, name: str, seconds: float) -> None:
         """Start a training with a fault, and look at what it leaves."""
@@ -200,7 +200,7 @@ class Torture:
         self.codes.update(codes)
         if "Traceback" in said and fault != "no memory":
             self.problem(name, fault, said[-1500:])
-        if set(codes) & {0, 130}:  # it came far enough to mend what was damaged before
+        if 0 in codes or "Stopped at step" in said:  # it came far enough to mend what was damaged before
             self.is_damaged = False
         self.check_folder(name, fault)
 
