@@ -263,7 +263,8 @@ def is_place(name: str | Path) -> bool:
 
 def weights_at(place: Path) -> Path:
     """Return the path of the weights at a place: a .safetensors file itself, or that in a folder of a training."""
-    return place if place.suffix == ".safetensors" else place / "weights.safetensors"
+    is_file = place.suffix == ".safetensors" and not place.is_dir()
+    return place if is_file else place / "weights.safetensors"
 
 
 def find_weights(name: str | Path) -> Path:

@@ -187,6 +187,12 @@ def test_what_has_a_slash_is_never_a_published_network(published):
             find_weights(place)
 
 
+def test_a_folder_may_have_the_ending_of_a_file(published, tmp_path):
+    shutil.copytree(tmp_path / "run", tmp_path / "mine.safetensors")
+    for name in ("mine.safetensors", "./mine.safetensors/"):
+        assert find_weights(name) == Path("mine.safetensors/weights.safetensors")
+
+
 def test_an_autoencoder_that_a_card_names_is_the_published_one_whatever_folders_are_here(published, tmp_path):
     shutil.copytree(tmp_path / "run", tmp_path / "small")
     assert cards.published_first("small") == published / "small.safetensors"
