@@ -143,7 +143,7 @@ def train(
         options = {"report": Results(folder)} if is_first() else {}
     with plain_errors():
         _, history = train_network(name, folder, autoencoder=autoencoder, **options, **changes)
-    if history[-1]["step"] < changes["steps"]:
+    if history[-1]["step"] < changes["steps"] or "validation" not in history[-1]:
         raise typer.Exit(130)  # the exit code of shells for "interrupted"
     typer.echo(f"{folder}: validation loss {history[-1]['validation']['loss']:.4f} after {changes['steps']} steps.")
     place = typed(folder)

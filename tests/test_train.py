@@ -517,6 +517,21 @@ def test_ctrl_c_before_the_first_point_ends_the_command_with_130_too(command, mo
     assert command().exit_code == 130
 
 
+def test_ctrl_c_twice_in_the_last_validation_ends_the_command_with_130_too(tmp_path, command, monkeypatch):
+    from fmdiff_helpers.processes.classification import Classification
+
+    calls, validate = itertools.count(1), Classification.validate
+
+    def stopped(*arguments, **more):
+        if next(calls) in (3, 4):  # as a part of the training, and of what has been done when that has stopped
+            raise KeyboardInterrupt
+        return validate(*arguments, **more)
+
+    monkeypatch.setattr(Classification, "validate", stopped)
+    assert command().exit_code == 130 and read_checkpoint(tmp_path / "run")["step"] == 12
+    assert "after 12 steps" in command().stdout
+
+
 def test_a_command_that_cannot_be_carried_out_fails_in_one_line(command):
     assert command().exit_code == 0
     for arguments, words in (
