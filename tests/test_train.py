@@ -750,7 +750,7 @@ OTHERS = {
     "two entries": (card(lr=0.02, steps=20), r"\(lr: 0\.01 there, 0\.02 now, steps: 12 there, 20 now\)"),
     "what was left out": (card(max_grad_norm=2.0), r"\(max_grad_norm: 1\.0 there, 2\.0 now\)"),
     "a network": (card() | {"arguments": {"width": 3}}, r"\(arguments: {'width': 2} there, {'width': 3} now\)"),
-    "data": (card() | {"data": "drawn"}, r"\(data: None there, drawn now\)"),
+    "data": (card() | {"data": "drawn"}, r"\(data: None there, 'drawn' now\)"),
 }
 
 
