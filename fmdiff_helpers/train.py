@@ -78,13 +78,19 @@ def brief(entry: Any) -> str:
 
 
 def read_checkpoint(path: Path, card: dict) -> dict:
-    """Return the state in a checkpoint; ValueError if it is damaged, or of another training than a card's."""
+    """Return the state in a checkpoint; ValueError if it is damaged, or of another training than a card's.
+
+    OSError where the file cannot be read: it may be intact.
+    """
+    content = path.read_bytes()
     try:
-        if broken := zipfile.ZipFile(path).testzip():  # torch.load does not look at the checksums
+        if broken := zipfile.ZipFile(io.BytesIO(content)).testzip():  # torch.load does not look at the checksums
             raise OSError(f"checksum of {broken}")
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         # A recipe of an earlier version may lack entries: their values were the defaults of today.
         there, now = ({**DEFAULTS, **each, **each["recipe"]} for each in (upgrade(state["card"]), card))
+    except MemoryError:  # the file may be intact
+        raise
     except Exception as error:  # a damaged file raises any of a dozen errors
         raise ValueError(f"{path} is no checkpoint ({type(error).__name__}); delete it to start over") from None
     keys = [key for key in {**now, **there} if key != "recipe"]

@@ -733,6 +733,16 @@ def test_a_damaged_checkpoint_is_an_error_that_says_to_delete_it(tmp_path, whole
     goes_on()
 
 
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(5, "I/O error"), MemoryError()])
+def test_no_one_is_told_to_delete_a_checkpoint_that_may_be_intact(tmp_path, goes_on, monkeypatch, error):
+    fit(tmp_path, report=at_call(1, KeyboardInterrupt()))
+    with monkeypatch.context() as patch, pytest.raises(type(error)):
+        where, name = (train.zipfile, "ZipFile") if isinstance(error, MemoryError) else (Path, "read_bytes")
+        patch.setattr(where, name, at_call(1, error))
+        fit(tmp_path)
+    goes_on()
+
+
 @pytest.mark.parametrize("broken", ["missing", "other shape"])
 def test_a_checkpoint_that_does_not_fit_is_refused_in_one_sentence(tmp_path, broken):
     fit(tmp_path, report=at_call(1, KeyboardInterrupt()))
