@@ -39,7 +39,8 @@ class Signals:
         alone = this_process().num_processes == 1
         for name in NAMES if alone else ["SIGTERM"]:
             number = getattr(signal, name, None)
-            if number and signal.getsignal(number) is not signal.SIG_IGN:
+            # None: a program that runs Python inside itself, such as R, has a handler that Python cannot put back.
+            if number and signal.getsignal(number) not in (signal.SIG_IGN, None):
                 self.before[number] = signal.signal(number, self.stop_alone if alone else self.stop_together)
         return self
 
@@ -74,7 +75,8 @@ class Signals:
 def only_writer(folder: Path) -> Iterator[None]:
     """Keep other trainings out of a folder within a `with` block, and remove what a killed one left half-written.
 
-    The system frees the folder when the process ends, however it ends. ValueError if another training has it.
+    The system frees the folder when the process ends, however it ends. ValueError if another training has it, or if
+    its file system cannot keep others out.
     """
     lock, problem = FileLock(folder / ".lock", blocking=False, is_singleton=True), None
     if this_process().is_main_process:
@@ -83,11 +85,14 @@ def only_writer(folder: Path) -> Iterator[None]:
             lock.acquire()
         except Timeout:
             problem = f"another training is writing to {folder}; wait until it ends, or name another folder"
+        except (OSError, NotImplementedError) as error:
+            problem = f"{folder} cannot be kept from other trainings ({error}); name a folder elsewhere"
     if problems := [found for found in gather_object([problem]) if found]:
         raise ValueError(problems[0])
     try:
         if lock.is_locked:
-            for left in folder.glob("**/.*.part"):
+            # Not in other folders: a folder in this one may be that of another training, which is writing now.
+            for left in (*folder.glob(".*.part"), *folder.glob("step_*/.*.part")):
                 left.unlink(missing_ok=True)
         yield
     finally:

@@ -1,12 +1,15 @@
 """The claims of fmdiff_helpers.endings: one training writes to a folder, and removes what a killed one left."""
 
+import errno
+import signal
 import subprocess
 import sys
 
 import pytest
 from small_training import card, fit, same_weights
 
-from fmdiff_helpers.endings import only_writer
+from fmdiff_helpers import endings
+from fmdiff_helpers.endings import Signals, only_writer
 
 HOLD = """
 import sys, time
@@ -55,9 +58,27 @@ def test_a_training_may_ask_for_its_folder_again(tmp_path):
         assert "another training is writing" in subprocess.run(line, capture_output=True, text=True).stderr
 
 
+@pytest.mark.parametrize("error", [OSError(errno.ENOLCK, "No locks available"), NotImplementedError("no flock")])
+def test_a_folder_that_cannot_be_locked_is_an_error_that_names_it(tmp_path, monkeypatch, error):
+    def refuse(lock):
+        raise error
+
+    monkeypatch.setattr(endings.FileLock, "acquire", refuse)
+    with pytest.raises(ValueError, match=rf"{tmp_path} cannot be kept from other trainings \(.*\); name a folder else"):
+        fit(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_handler_that_is_not_pythons_stays(monkeypatch):
+    """signal.getsignal returns None for it, and signal.signal cannot put it back."""
+    monkeypatch.setattr(signal, "getsignal", lambda number: None if number == signal.SIGTERM else signal.SIG_DFL)
+    with Signals() as signals:
+        assert signal.SIGINT in signals.before and signal.SIGTERM not in signals.before
+
+
 def test_what_a_killed_training_left_half_written_is_removed_and_nothing_else(tmp_path):
     left = [".checkpoint.pt.12.part", ".weights.safetensors.7.part", "step_000010/.loss.png.3.part"]
-    kept = ["notes.part", ".hidden", "checkpoint.txt"]
+    kept = ["notes.part", ".hidden", "checkpoint.txt", "other/.checkpoint.pt.12.part"]
     for name in [*left, *kept]:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
