@@ -175,8 +175,9 @@ def check_guide(name: Path | str, card: dict, guide: Path | str | None) -> None:
             raise ValueError(f"{str(name)!r} was never trained without labels; give a guide, a weaker network")
         return
     there = read_card(guide)
-    # The targets may differ, because `predictor` turns all of them into the same prediction.
-    for what, skip in (("process", {"target": None}), ("autoencoder", {})):
+    # The targets may differ, because `predictor` turns all of them into the same prediction. So may the places of the
+    # autoencoders: the sha256 says whether it is the same one.
+    for what, skip in (("process", {"target": None}), ("autoencoder", {"name": None})):
         if (card[what] or {}) | skip != (there[what] or {}) | skip:
             raise ValueError(f"{what} of {str(guide)!r} is {there[what]}; expected that of {str(name)!r}, {card[what]}")
     if not takes_labels(there):

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -342,6 +343,13 @@ def test_a_request_that_cannot_be_fulfilled_is_an_error_that_names_it(folder, na
     for place in (str(folder / name), folder / name):
         with pytest.raises(ValueError, match="^" + re.escape(words.format(folder / name))):
             load_drawer(place, **options)
+
+
+def test_the_autoencoder_of_a_guide_may_be_a_copy_elsewhere(folder, tmp_path):
+    shutil.copytree(folder / "vae", tmp_path / "vae")
+    process = short("latent_unet")
+    saved("latent_unet", tmp_path / "weaker", seed=1, process=process, autoencoder=about(tmp_path, "vae"))
+    assert load_drawer(folder / "latent_unet", guidance=2.0, guide=tmp_path / "weaker")
 
 
 def test_a_guide_that_does_not_fit_is_an_error_that_names_both(folder, tmp_path):
