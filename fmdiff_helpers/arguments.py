@@ -4,10 +4,12 @@ import errno
 import math
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -118,6 +120,29 @@ def plain_errors() -> Iterator[None]:
         raise fail(str(error), 2) from None
 
 
+def stop(number: int, frame: FrameType | None) -> None:
+    """Handle Ctrl-C: raise KeyboardInterrupt or, while a package is imported, end at once with exit code 130."""
+    while frame:
+        # A package may catch KeyboardInterrupt while it is imported, and fail later with any other error.
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            os._exit(130)
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def stop_at_ctrl_c() -> Iterator[None]:
+    """Let `stop` handle Ctrl-C within a `with` block, unless something else handles or ignores it."""
+    is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if is_default:
+        signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        if is_default:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 class Commands(TyperGroup):
     """Commands whose errors are one line each: also those of the command line, of the system and of memory."""
 
@@ -132,7 +157,8 @@ class Commands(TyperGroup):
         if hasattr(sys.stdout, "reconfigure"):  # a path may hold characters that a terminal cannot show
             sys.stdout.reconfigure(errors="backslashreplace")
         try:
-            code = super().main(args, *more, standalone_mode=False, **extra)
+            with stop_at_ctrl_c():
+                code = super().main(args, *more, standalone_mode=False, **extra)
         except typer.Abort:  # Ctrl-C, in older versions of typer
             code = 130
         except UsageError as error:

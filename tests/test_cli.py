@@ -798,6 +798,25 @@ def test_output_that_cannot_be_written_is_one_line_and_exit_code_1(here, line):
     assert done.returncode == 1 and said.startswith("fmdiff: the output or a file cannot be written: ")
 
 
+SWALLOWS = """
+import signal
+try:
+    signal.raise_signal(signal.SIGINT)
+except BaseException:
+    pass
+raise RecursionError
+"""
+
+
+def test_ctrl_c_while_a_package_is_imported_ends_the_command_without_a_word(tmp_path):
+    """NumPy catches KeyboardInterrupt there, and fails later with an error of its own."""
+    (tmp_path / "torch.py").write_text(SWALLOWS)
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    line = [sys.executable, "-c", "from fmdiff_helpers.cli import app; app(['data'])"]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 def test_a_name_that_a_terminal_cannot_show_is_printed_with_escapes(here):
     done = shell("fmdiff sample my_vae -n 1 -o $'\\xff.png'")
     assert done.stderr == "" and done.stdout == "1 images in \\udcff.png\n"
