@@ -258,7 +258,7 @@ def begin(model: nn.Module, loss_fn: Callable, draw: Callable, card: dict, folde
         if run.accelerator.is_main_process:
             find_best(run, folder)
             keep_best(run, folder)
-    except (ValueError, OSError):
+    except BaseException:
         release(run)
         raise
     return run

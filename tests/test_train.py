@@ -288,6 +288,15 @@ def test_a_signal_that_is_ignored_as_under_nohup_stays_ignored(tmp_path, goes_on
     assert read_checkpoint(tmp_path)["step"] == 12
 
 
+def test_a_network_whose_checkpoint_was_being_read_at_a_stop_can_be_given_again(tmp_path, monkeypatch):
+    fit(tmp_path, report=at_call(1, KeyboardInterrupt()))
+    model = fresh()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train, "resume", at_call(1, KeyboardInterrupt()))
+        fit(tmp_path, model)
+    assert not hasattr(model, "_is_accelerate_prepared")
+
+
 def test_an_error_of_any_kind_keeps_what_is_done(tmp_path, goes_on):
     with pytest.raises(BrokenPipeError):
         fit(tmp_path, report=at_call(2, BrokenPipeError()))
