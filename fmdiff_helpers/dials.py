@@ -1,13 +1,14 @@
 """The dials of a lesson: what its parameters may be. A lesson checks them before it begins to work."""
 
 import math
+from typing import Any
 
 import torch
 
 LARGEST_SEED = 2**32  # as for the command
 
 
-def check_whole(name: str, value: int, least: int, most: float = math.inf) -> None:
+def check_whole(name: str, value: Any, least: int, most: float = math.inf) -> None:
     """Raise ValueError unless `value`, which is called `name`, is a whole number from `least` to `most`."""
     if type(value) is not int or not least <= value <= most:
         expected = f"of at least {least}" if most == math.inf else f"from {least} to {most}"

@@ -1,6 +1,7 @@
 """One training loop for every network, on a CPU, one GPU or several: interrupted, it goes on to the same numbers."""
 
 import io
+import math
 import signal
 import sys
 import time
@@ -19,6 +20,7 @@ from tqdm.auto import tqdm
 from fmdiff_helpers.batching import this_process
 from fmdiff_helpers.cards import KEYS, WeightsError, upgrade
 from fmdiff_helpers.checkpoints import holds, load_pretrained, read_pair, save_state, write_atomically
+from fmdiff_helpers.dials import check_whole
 from fmdiff_helpers.endings import PeerEnded, Signals, only_writer
 from fmdiff_helpers.run import DEFAULTS, Run
 
@@ -55,9 +57,11 @@ def check_recipe(recipe: dict, num_images: int) -> dict:
     if unknown := recipe.keys() - DEFAULTS.keys() - {"steps"}:
         raise ValueError(f"the recipe has {sorted(unknown)}; expected steps and any of {', '.join(DEFAULTS)}")
     recipe = DEFAULTS | recipe
-    for name in ("steps", "batch_size", "every"):
-        if not isinstance(recipe.get(name), int) or recipe[name] < 1:
-            raise ValueError(f"{name} is {recipe.get(name)!r}; expected a whole number of at least 1")
+    for name, least in {"steps": 1, "batch_size": 1, "every": 1, "seed": 0}.items():
+        check_whole(name, recipe.get(name), least)
+    for name, value in recipe.items():
+        if type(value) not in (int, float) or not 0 <= value < math.inf:
+            raise ValueError(f"{name} is {value!r}; expected a number of at least 0")
     processes = this_process().num_processes
     if recipe["batch_size"] > num_images or recipe["batch_size"] % processes:
         raise ValueError(
