@@ -28,8 +28,9 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-            if time.time() - left.stat().st_mtime > 3600:  # its writer was killed
-                left.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # another writer has just finished it
+                if time.time() - left.stat().st_mtime > 3600:  # its writer was killed
+                    left.unlink()
         write(partial)
         with partial.open("rb+") as file:
             os.fsync(file.fileno())

@@ -60,11 +60,14 @@ class Signals:
         raise PeerEnded
 
     @contextmanager
-    def at_once(self) -> Iterator[None]:
-        """Let a signal raise KeyboardInterrupt at once within this block, and one that came before at its start."""
-        self.is_waiting = True
+    def at_once(self, wanted: bool = True) -> Iterator[None]:
+        """Let a signal raise KeyboardInterrupt at once within this block, and one that came before at its start.
+
+        Unless this is `wanted`, the block is like any other code.
+        """
+        self.is_waiting = wanted
         try:
-            if self.asked:
+            if self.asked and wanted:
                 raise KeyboardInterrupt
             yield
         finally:

@@ -22,7 +22,7 @@ from fmdiff_helpers.cards import (
 )
 from fmdiff_helpers.data import describe_data, is_there, load_fashion_mnist, raw_folder, to_model
 from fmdiff_helpers.drawing import autoencoder_of
-from fmdiff_helpers.endings import only_writer
+from fmdiff_helpers.endings import Signals, only_writer
 from fmdiff_helpers.guidance import drop_labels
 from fmdiff_helpers.train import Run, check_folder, check_recipe, train
 
@@ -231,5 +231,6 @@ def train_network(
         model = build(card)
     with only_writer(Path(folder)):
         check_folder(Path(folder), card)  # before all images are encoded
-        parts = training_parts(card, images, labels, this_process().device)
+        with Signals() as signals, signals.at_once():
+            parts = training_parts(card, images, labels, this_process().device)
         return model, train(model, *parts, folder, card, report)

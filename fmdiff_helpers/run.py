@@ -183,7 +183,7 @@ class Run:
         """Return what `validate` measures; a signal stops this at once, and keeps all steps."""
         before = self.good
         self.remember()
-        with signals.at_once():
+        with signals.at_once(self.step < self.recipe["steps"]):  # the last one ends the training: worth the wait
             found = self.validation(validate)
         if not math.isfinite(found["loss"]):
             self.good = before

@@ -184,7 +184,7 @@ def walk(
                 written = time.monotonic()
             if main:
                 tell(bar, point, steps)
-            with signals.at_once():
+            with signals.at_once(run.since < steps):
                 report(run)
     run.accelerator.wait_for_everyone()
 

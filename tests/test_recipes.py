@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -294,6 +295,12 @@ def test_an_autoencoder_is_trained_and_then_a_denoiser_on_its_latents(
     assert same_weights(load_autoencoder(run), network) and not same_weights(load_pretrained(autoencoder), network)
     images = load_drawer(run, num_steps=2).draw(3, y=torch.arange(3))
     assert images.shape == (3, 1, 28, 28) and images.isfinite().all()
+
+
+def test_a_request_to_end_while_latents_are_encoded_is_like_ctrl_c(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(recipes, "in_batches", lambda *_, **options: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(KeyboardInterrupt):
+        recipes.train_network("latent_unet", tmp_path, **SMALL)
 
 
 def test_a_denoiser_finds_its_autoencoder_from_any_folder_and_where_both_were_moved(small, tmp_path, monkeypatch):

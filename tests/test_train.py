@@ -265,6 +265,13 @@ def test_a_signal_in_a_validation_or_report_ends_it_at_once_and_keeps_all_steps(
     goes_on()
 
 
+def test_a_signal_in_the_last_validation_or_report_lets_the_training_end(tmp_path, whole, capsys):
+    for number, where in ((3, "validate"), (3, "report")):
+        _, history = fit(tmp_path / where, **{where: with_signal("SIGINT", number, FUNCTIONS[where])})
+        assert history == whole[1] and same_weights(tmp_path / where, whole[0])
+        assert "Stopped" not in capsys.readouterr().out
+
+
 def test_copies_of_a_signal_wait_for_the_step_too_but_a_later_one_does_not(tmp_path, goes_on, monkeypatch):
     def twice(*arguments):
         return with_signal("SIGINT", 1, with_signal("SIGINT", 1, loss_fn))(*arguments)
