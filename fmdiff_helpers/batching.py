@@ -4,6 +4,7 @@ On a machine with GPUs each process has its own GPU; on others all processes sha
 alone does all the work.
 """
 
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -18,6 +19,12 @@ def this_process() -> PartialState:
     """Return the state of this process: its device, its number, and how many processes this launch has."""
     # Without cpu=True, accelerate treats CPU processes as unrelated, and each repeats all the work.
     return PartialState(cpu=not torch.accelerator.is_available())
+
+
+def shows_bars() -> bool:
+    """Tell whether this process shows bars: in a notebook or on a terminal, but not where the output is a file."""
+    in_notebook = any(base.__module__ == "tqdm.notebook" for base in tqdm.__mro__)
+    return this_process().is_main_process and (in_notebook or sys.stderr.isatty())
 
 
 def batch_size_on(device: torch.device) -> int:
@@ -60,8 +67,7 @@ def in_batches(
     starts = range(0, n, batch_size)
     todo = [(start, min(start + batch_size, n)) for start in own_parts(starts, shared).values()]
     done, total = {}, sum(last - first for first, last in todo)
-    shown = n > 500 and this_process().is_main_process  # with None tqdm shows a bar, but not where its output is a file
-    with tqdm(total=total, unit="image", leave=False, disable=None if shown else True) as bar:
+    with tqdm(total=total, unit="image", leave=False, disable=n <= 500 or not shows_bars()) as bar:
         while todo:
             first, last = todo.pop(0)
             try:

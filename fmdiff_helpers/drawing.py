@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fmdiff_helpers.batching import in_batches, this_process
+from fmdiff_helpers.batching import in_batches, shows_bars
 from fmdiff_helpers.cards import WeightsError, build_process, class_name, published_first, read_card, takes_labels
 from fmdiff_helpers.checkpoints import load_pretrained
 from fmdiff_helpers.data import CLASS_NAMES
@@ -87,7 +87,7 @@ class Drawer:
         options = {
             "watch": watch,
             "clip": math.inf if self.autoencoder else 1.0,
-            "progress": n <= 500 and this_process().is_main_process,
+            "progress": n <= 500 and shows_bars(),
         }
 
         def sample(numbers: Tensor, x: Tensor, y: Tensor | None = None) -> Tensor:

@@ -77,7 +77,7 @@ def sample_ddpm(
     (Ho et al. 2020, algorithm 2, with the variance of eq. 7) Built in lesson 03.
     """
     steps, chain = respace(schedule, num_steps)
-    for k in tqdm(reversed(range(chain.T)), total=chain.T, leave=False, disable=None if progress else True):
+    for k in tqdm(reversed(range(chain.T)), total=chain.T, leave=False, disable=not progress):
         index = torch.full(x.shape[:1], k, device=x.device)
         eps_hat = model(x, steps[index], y)
         x0_hat = x0_from_eps(x, index, eps_hat, chain).clamp(-clip, clip)
@@ -113,7 +113,7 @@ def sample_ddim(
     steps, chain = respace(schedule, num_steps)
     variance = eta**2 * chain.beta * (1 - chain.alpha_bar_prev) / (1 - chain.alpha_bar)
     towards_noise = (1 - chain.alpha_bar_prev - variance).sqrt()
-    for k in tqdm(reversed(range(chain.T)), total=chain.T, leave=False, disable=None if progress else True):
+    for k in tqdm(reversed(range(chain.T)), total=chain.T, leave=False, disable=not progress):
         index = torch.full(x.shape[:1], k, device=x.device)
         eps_hat = model(x, steps[index], y)
         x0_hat = x0_from_eps(x, index, eps_hat, chain).clamp(-clip, clip)

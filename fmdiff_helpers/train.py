@@ -17,7 +17,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from fmdiff_helpers.batching import this_process
+from fmdiff_helpers.batching import shows_bars, this_process
 from fmdiff_helpers.cards import KEYS, WeightsError, upgrade
 from fmdiff_helpers.checkpoints import holds, load_pretrained, read_pair, save_state, write_atomically
 from fmdiff_helpers.dials import check_whole
@@ -171,8 +171,7 @@ def walk(
 ) -> None:
     """Take all steps that are left; write a checkpoint each minute, and after each validation the best weights, too."""
     main, steps, written = run.accelerator.is_main_process, run.recipe["steps"], time.monotonic()
-    # With None tqdm shows no bar where the output is a file.
-    bar = tqdm(total=steps, initial=run.step, unit="step", mininterval=0.5, disable=None if main else True)
+    bar = tqdm(total=steps, initial=run.step, unit="step", mininterval=0.5, disable=not shows_bars())
     with bar:
         while run.since < steps:
             point = run.advance(*data, validate, signals, bar)

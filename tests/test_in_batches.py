@@ -1,5 +1,7 @@
 """The claims of batching.in_batches: all inputs, in order, in batches that memory is enough for."""
 
+import sys
+
 import pytest
 import torch
 
@@ -81,3 +83,12 @@ def test_no_memory_for_a_single_image_is_an_error_and_other_errors_are_not_taken
     with pytest.raises(error, match=f"no memory for {expected[-1]}"):
         in_batches(sample, torch.arange(9.0), batch_size=4)
     assert sizes == expected
+
+
+def test_a_bar_is_shown_on_a_terminal_and_not_in_a_file(capsys, monkeypatch):
+    images = torch.zeros(501, 1)
+    in_batches(lambda x: x, images)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    in_batches(lambda x: x, images)
+    assert "/501 [" in capsys.readouterr().err

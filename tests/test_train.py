@@ -51,6 +51,18 @@ def one_thread_of_the_processor(on_the_processor):
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True)
+def no_signal_is_ignored():
+    """Undo what nohup, or a shell's background job, has set for the tests."""
+    numbers = [getattr(signal, name) for name in endings.NAMES if hasattr(signal, name)]
+    ignored = [number for number in numbers if signal.getsignal(number) is signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def losses(history: list[dict]) -> list[float]:
     return [point["loss"] for point in history]
 

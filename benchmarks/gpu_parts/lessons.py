@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from fmdiff_helpers import cards, checkpoints, drawing, recipes, samplers
+from fmdiff_helpers import cards, checkpoints, dials, drawing, recipes, samplers
 from fmdiff_helpers.batching import this_process
 from fmdiff_helpers.processes.diffusion import Diffusion
 from fmdiff_helpers.recipes import train_network
@@ -24,7 +24,7 @@ def training_cell(path: Path) -> str:
     """Return the source of the cell of a lesson that trains its network as a whole."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    return next(source for source in sources if 'epochs == "auto"' in source and "train_network(" in source)
+    return next(source for source in sources if "number_of_epochs(" in source and "train_network(" in source)
 
 
 def whole(seen: list[tuple[float, int]], every: int, steps: int) -> float:
@@ -58,7 +58,7 @@ def lesson_seconds(path: Path, size: Size) -> dict:
         return found
 
     names = {"Path": Path, "torch": torch, "Results": Results, "Diffusion": Diffusion, "published": None}
-    for module in (cards, checkpoints, drawing, recipes, samplers):
+    for module in (cards, checkpoints, dials, drawing, recipes, samplers):
         names |= vars(module)
     names |= {"train_network": timed_training, "LiveLoss": lambda: lambda run: None}
     exec(training_cell(path), names | {"epochs": size.epochs, "device": device, "schedule": None})
