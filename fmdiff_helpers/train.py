@@ -202,13 +202,12 @@ def end_history(run: Run, validate: Callable, signals: Signals) -> None:
     """Let the history end with the step that is kept, and measure that, after a stop between two validations."""
     if run.step > run.since:
         run.history.append({"step": run.step, "loss": run.mean_loss()})
-    last = run.history.pop() if run.history else {"step": run.step}
-    run.history.append(last)
-    if "validation" in last:
-        return
-    signals.asked = False
-    with suppress(KeyboardInterrupt), signals.at_once():
-        run.history[-1] = last | {"validation": run.validation(validate)}
+    if not run.history:
+        run.history.append({"step": run.step})
+    if "validation" not in run.history[-1]:
+        signals.asked = False
+        with suppress(KeyboardInterrupt), signals.at_once():
+            run.history[-1] = run.history[-1] | {"validation": run.validation(validate)}
 
 
 def end_without_peer(run: Run, folder: Path) -> ConnectionError:
