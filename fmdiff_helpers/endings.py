@@ -3,6 +3,7 @@
 import signal
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from fmdiff_helpers.batching import this_process
 # a limit on processor time, a power failure; on Windows Ctrl-Break, or a window that is closed.
 NAMES = "SIGINT SIGTERM SIGHUP SIGQUIT SIGUSR1 SIGUSR2 SIGALRM SIGXCPU SIGPWR SIGBREAK".split()
 REPEAT = 2.0  # seconds; several copies of one signal come sooner, from a terminal and from a program in between
+WRITER = uuid.uuid4().hex  # tells this process from all others, in the file .writer of a folder that it writes to
 
 
 class PeerEnded(RuntimeError):
@@ -74,6 +76,40 @@ class Signals:
             self.is_waiting = False
 
 
+def lock_of(folder: Path) -> FileLock:
+    """Return the lock of a folder, for one folder always the same object; `acquire` raises Timeout if another has it.
+
+    The lock is held on a file, so that it is lost with the file.
+    """
+    return FileLock(folder / ".lock", blocking=False, is_singleton=True)
+
+
+def take(folder: Path) -> None:
+    """Make this process the writer of a folder, which is created if needed; Timeout if another training has it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock_of(folder).acquire()
+    (folder / ".writer").write_text(WRITER, encoding="utf-8")
+
+
+def keep(folder: Path) -> None:
+    """Make sure that this process is still the writer of a folder; take it again if it has been deleted since.
+
+    OSError if another training has taken it since, because that one shall not be overwritten.
+    """
+    mark = folder / ".writer"
+    try:
+        is_lost = mark.read_text(encoding="utf-8") != WRITER
+    except FileNotFoundError:
+        lock_of(folder).release(force=True)  # of the file that has been deleted
+        try:
+            take(folder)
+            is_lost = False
+        except Timeout:
+            is_lost = True
+    if is_lost:
+        raise OSError(f"{folder} was deleted, and another training has it now; this one ends, and its steps are lost")
+
+
 @contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
     """Keep other trainings out of a folder within a `with` block, and remove what a killed one left half-written.
@@ -81,18 +117,17 @@ def only_writer(folder: Path) -> Iterator[None]:
     The system frees the folder when the process ends, however it ends. ValueError if another training has it, or if
     its file system cannot keep others out.
     """
-    lock, problem = FileLock(folder / ".lock", blocking=False, is_singleton=True), None
-    if this_process().is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire()
-        except Timeout:
-            problem = f"another training is writing to {folder}; wait until it ends, or name another folder"
-        except (OSError, NotImplementedError) as error:
-            problem = f"{folder} cannot be kept from other trainings ({error}); name a folder elsewhere"
-    if problems := [found for found in gather_object([problem]) if found]:
-        raise ValueError(problems[0])
+    lock, problem = lock_of(folder), None
     try:
+        if this_process().is_main_process:
+            try:
+                take(folder)
+            except Timeout:
+                problem = f"another training is writing to {folder}; wait until it ends, or name another folder"
+            except (OSError, NotImplementedError) as error:
+                problem = f"{folder} cannot be kept from other trainings ({error}); name a folder elsewhere"
+        if problems := [found for found in gather_object([problem]) if found]:
+            raise ValueError(problems[0])
         if lock.is_locked:
             # Not in other folders: a folder in this one may be that of another training, which is writing now.
             for left in (*folder.glob(".*.part"), *folder.glob("step_*/.*.part")):

@@ -21,7 +21,7 @@ from fmdiff_helpers.batching import shows_bars, this_process
 from fmdiff_helpers.cards import KEYS, WeightsError, upgrade
 from fmdiff_helpers.checkpoints import holds, load_pretrained, read_pair, save_state, write_atomically
 from fmdiff_helpers.dials import check_whole
-from fmdiff_helpers.endings import PeerEnded, Signals, only_writer
+from fmdiff_helpers.endings import PeerEnded, Signals, keep, only_writer
 from fmdiff_helpers.run import DEFAULTS, Run
 
 CHECKPOINT_EVERY = 60.0  # seconds; one is also written after each validation
@@ -143,11 +143,16 @@ def keep_best(run: Run, folder: Path) -> None:
     """Write the weights of the lowest validation loss so far, unless the folder holds them already."""
     path = folder / "weights.safetensors"
     if run.best and not holds(path, run.best["weights"], run.best["card"]):
+        keep(folder)
         save_state(path, run.best["weights"], run.best["card"])
 
 
 def write_checkpoint(run: Run, folder: Path) -> None:
-    """Write all that is needed to go on from where `run.remember` was called last."""
+    """Write all that is needed to go on from where `run.remember` was called last.
+
+    OSError where another training has the folder by now.
+    """
+    keep(folder)
     content = io.BytesIO()  # where a disk is full, torch.save would name neither that nor the file
     torch.save(run.good, content)
     write_atomically(folder / "checkpoint.pt", lambda file: file.write_bytes(content.getvalue()))

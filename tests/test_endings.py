@@ -1,6 +1,7 @@
 """The claims of fmdiff_helpers.endings: one training writes to a folder, and removes what a killed one left."""
 
 import errno
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,12 +36,50 @@ def holder(tmp_path):
 def test_a_folder_has_one_writer_until_that_ends_however_it_ends(tmp_path, holder):
     with pytest.raises(ValueError, match=f"another training is writing to {tmp_path}; wait until it ends, or name"):
         fit(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", ".writer"}
     holder.kill()
     holder.wait()
     fit(tmp_path)
     fit(tmp_path / "other")
     assert same_weights(tmp_path, tmp_path / "other")
+
+
+def test_a_training_whose_folder_is_deleted_writes_it_anew(tmp_path):
+    def delete(run):
+        if run.step == 4:
+            shutil.rmtree(tmp_path / "one")
+
+    fit(tmp_path / "one", report=delete)
+    fit(tmp_path / "other")
+    assert same_weights(tmp_path / "one", tmp_path / "other")
+
+
+@pytest.mark.parametrize("ends", ["still writing", "ended", "stopped"])
+def test_a_training_whose_folder_is_deleted_and_has_another_writer_ends_and_leaves_it_alone(tmp_path, ends):
+    folder = tmp_path / "one"
+
+    def give_away(run):
+        shutil.rmtree(folder)
+        other = subprocess.Popen([sys.executable, "-c", HOLD, folder], stdout=subprocess.PIPE, text=True)
+        others.append(other)
+        other.stdout.readline()
+        (folder / "checkpoint.pt").write_text("of the other")
+        if ends == "ended":
+            other.kill()
+            other.wait()
+        if ends == "stopped":
+            raise KeyboardInterrupt
+
+    others = []
+    try:
+        with pytest.raises(OSError, match=f"{folder} was deleted, and another training has it now; this one ends"):
+            fit(folder, report=give_away)
+        assert (folder / "checkpoint.pt").read_text() == "of the other"
+        assert not (folder / "weights.safetensors").exists()
+    finally:
+        for other in others:
+            other.kill()
+            other.communicate()
 
 
 def test_a_training_frees_its_folder_after_an_error_too(tmp_path):

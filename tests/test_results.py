@@ -190,7 +190,7 @@ def test_pictures_are_written_after_each_validation_and_nothing_between(trained)
     for step in (4, 8):
         expected[step] |= {f"step_00000{step}/weights.safetensors", f"step_00000{step}/weights.json"}
     assert trained.written == expected
-    own = {".lock", "checkpoint.pt", "weights.json", "weights.safetensors"}
+    own = {".lock", ".writer", "checkpoint.pt", "weights.json", "weights.safetensors"}
     assert set(stamps(trained.folder)) == own | set().union(*expected.values())
 
 

@@ -68,8 +68,8 @@ def losses(history: list[dict]) -> list[float]:
 
 
 def written(folder: Path) -> list[str]:
-    """The files of a training; the lock stays, empty."""
-    return sorted(path.name for path in folder.iterdir() if path.name != ".lock")
+    """The files of a training, without those that keep other trainings out."""
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def read_checkpoint(folder: Path) -> dict:
@@ -450,10 +450,11 @@ def test_a_checkpoint_of_an_earlier_version_or_another_machine_goes_on_to_the_sa
 
 def test_a_finished_training_started_again_changes_nothing(tmp_path, whole):
     fit(tmp_path)
-    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in tmp_path.iterdir()}
+    before = {name: ((tmp_path / name).read_bytes(), (tmp_path / name).stat().st_mtime_ns) for name in WRITTEN}
     model, history = fit(tmp_path, fresh(seed=5), loss_fn=at_call(1, AssertionError("it takes a step"), loss_fn))
     assert history == whole[1] and same_weights(model, load_pretrained(whole[0]))
-    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in tmp_path.iterdir()} == before
+    after = {name: ((tmp_path / name).read_bytes(), (tmp_path / name).stat().st_mtime_ns) for name in WRITTEN}
+    assert after == before and written(tmp_path) == WRITTEN
 
 
 def test_the_seconds_of_all_parts_are_added_and_those_of_the_report_are_not(tmp_path, monkeypatch):
