@@ -205,13 +205,22 @@ def test_the_cell_is_short():
     assert len(lines) <= 19 and len([line for line in lines if not line.startswith(("import ", "from "))]) <= 15
 
 
-@pytest.mark.parametrize("own", [None, "ACTIVE"])
-def test_threads_sleep_while_they_wait_unless_the_user_says_otherwise(own):
-    code = "import sys, os, fmdiff_helpers.cli; print('torch' in sys.modules, os.environ['OMP_WAIT_POLICY'])"
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    environment |= {"OMP_WAIT_POLICY": own} if own else {}
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        ({}, ["PASSIVE", "1000"]),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, ["ACTIVE", "None"]),
+        ({"GOMP_SPINCOUNT": "7"}, ["PASSIVE", "7"]),
+    ],
+)
+def test_threads_soon_sleep_while_they_wait_unless_the_user_says_otherwise(own, expected):
+    code = f"import sys, os, fmdiff_helpers.cli; print('torch' in sys.modules, *map(os.environ.get, {WAITING}))"
+    environment = {name: value for name, value in os.environ.items() if name not in WAITING} | own
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", own or "PASSIVE"]
+    assert done.stdout.split() == ["False", *expected]
 
 
 def test_the_zip_holds_what_lessons_need_and_the_same_bytes_each_time(tmp_path):
