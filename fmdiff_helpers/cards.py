@@ -2,7 +2,7 @@
 
 A card is a dict. These keys are always there, and no other module asks which keys a card has:
 
-    kind           "denoiser", "autoencoder" or "classifier"
+    kind           "denoiser", "autoencoder", "classifier" or "encoder"
     network        its class, as MODULE.CLASS of fmdiff_helpers.models
     arguments      what the class is built with
     process        how it learns and draws: "name" is MODULE.CLASS of fmdiff_helpers.processes, the rest its arguments

@@ -14,7 +14,7 @@ from fmdiff_helpers.data import dataset_name, load_fashion_mnist
 from fmdiff_helpers.drawing import load_autoencoder, load_drawer
 from fmdiff_helpers.images import read_samples
 from fmdiff_helpers.leaderboard import ROWS, load_judge, measure_columns, measure_floors, measure_row
-from fmdiff_helpers.metrics import accuracy, mean_and_spread
+from fmdiff_helpers.metrics import accuracy, features, linear_probe, mean_and_spread
 from fmdiff_helpers.reports import board_head, board_line, describe_request, evaluation_table
 
 
@@ -61,6 +61,18 @@ def evaluate_classifier(name: str, as_json: bool) -> None:
             typer.echo(f"{name}: {found:.2%} of the test images right, of {dataset_name()}")
 
 
+def evaluate_encoder(name: str, as_json: bool) -> None:
+    """Print how many test images one linear layer gets right that is fitted to an encoder's features."""
+    with plain_errors():
+        encoder = load_pretrained(name, this_process().device)
+        data = (load_fashion_mnist(split) for split in ("train", "test"))
+        found = linear_probe(*(part for images, labels in data for part in (features(encoder, images), labels)))
+        if as_json:
+            print_json({"network": name, "data": dataset_name(), "linear_probe": found})
+        else:
+            typer.echo(f"{name}: {found:.2%} of the test images right by a linear layer, of {dataset_name()}")
+
+
 def print_columns(title: str, about: dict, columns: dict, as_json: bool) -> None:
     """Print measures by column, as a table below its title, or as JSON with what it is about."""
     if as_json:
@@ -95,6 +107,9 @@ def evaluate_network(name: str, request: tuple, n: int, seeds: int, as_json: boo
             raise ValueError(f"{name!r} draws nothing; leave --steps, --guidance, --guide and --interval out")
         if card["kind"] == "classifier":
             evaluate_classifier(name, as_json)
+            return
+        if card["kind"] == "encoder":
+            evaluate_encoder(name, as_json)
             return
         steps, guidance, guide, interval = request
         drawer = load_drawer(name, steps, guidance, guide, interval, device) if draws else None

@@ -50,21 +50,22 @@ def read_leaderboard() -> dict:
 
 
 def load_judge(device: torch.device | str = "cpu") -> Judge:
-    """Return the judge of images: it has the published classifier, and the dataset on `device`.
+    """Return the judge of images: it has the published classifier and encoder, and the dataset on `device`.
 
     WeightsError or DataError where one of them is missing or damaged.
     """
-    try:
-        find_weights("classifier")
-    except WeightsError:
-        raise WeightsError(
-            "all measures need the published network 'classifier', which is not here; work in a copy of the "
-            "repository, which has it in data/weights"
-        ) from None
-    classifier = load_pretrained("classifier", device)
+    for name in ("classifier", "encoder"):
+        try:
+            find_weights(name)
+        except WeightsError:
+            raise WeightsError(
+                f"all measures need the published network {name!r}, which is not here; work in a copy of the "
+                "repository, which has it in data/weights"
+            ) from None
+    classifier, encoder = (load_pretrained(name, device) for name in ("classifier", "encoder"))
     with this_process().local_main_process_first():
         images = [load_fashion_mnist(split, device)[0] for split in ("train", "test")]
-    return Judge(classifier, *images)
+    return Judge(classifier, *images, encoder)
 
 
 def clock(device: torch.device | str) -> float:

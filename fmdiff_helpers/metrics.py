@@ -11,24 +11,26 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fmdiff_helpers.batching import batch_size_on, gather_parts, own_parts
 from fmdiff_helpers.data import to_model, to_uint8
 from fmdiff_helpers.images import check_images, check_labels, warn_if_inverted
 from fmdiff_helpers.models.classifier import Classifier
+from fmdiff_helpers.models.encoder import Encoder
 
 
 @torch.no_grad()
-def features(classifier: Classifier, images: Tensor, shared: bool = False) -> Tensor:
-    """Return the classifier's features of uint8 images (N, 1, 28, 28), as float64 (N, d) on the CPU.
+def features(network: Classifier | Encoder, images: Tensor, shared: bool = False) -> Tensor:
+    """Return a network's features of uint8 images (N, 1, 28, 28), as float64 (N, d) on the CPU.
 
     With `shared`, each process of `accelerate launch` computes a part: all processes must make the call, and each gets
     all features.
     """
-    device = next(classifier.parameters()).device
+    device = next(network.parameters()).device
     parts = own_parts(images.split(batch_size_on(device)), shared)
-    done = {number: classifier.features(to_model(part.to(device))).cpu().double() for number, part in parts.items()}
+    done = {number: network.features(to_model(part.to(device))).cpu().double() for number, part in parts.items()}
     return gather_parts(done, shared)
 
 
@@ -42,6 +44,28 @@ def agreement(classifier: Classifier, found: Tensor, labels: Tensor) -> float:
 def accuracy(classifier: Classifier, images: Tensor, labels: Tensor) -> float:
     """Return the share of uint8 images (N, 1, 28, 28) for which the classifier predicts the label (N,)."""
     return agreement(classifier, features(classifier, images), labels)
+
+
+def linear_probe(found: Tensor, labels: Tensor, test_found: Tensor, test_labels: Tensor) -> float:
+    """Fit one linear layer to features (N, d) and labels (N,); return the share of test labels (M,) that it predicts.
+
+    It is a logistic regression of standardised features, with a small weight decay; it has no random numbers.
+    """
+    mean, spread = found.mean(0), found.std(0) + 1e-6
+    found, test_found = ((part - mean) / spread for part in (found, test_found))
+    layer = torch.zeros(found.shape[1] + 1, int(labels.max()) + 1, dtype=found.dtype, requires_grad=True)
+    optimizer = torch.optim.LBFGS([layer], max_iter=100, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = F.cross_entropy(found @ layer[1:] + layer[0], labels) + 1e-4 * layer.square().sum()
+        value.backward()
+        return value
+
+    with torch.enable_grad():
+        optimizer.step(loss)
+    found_labels = (test_found @ layer[1:] + layer[0]).argmax(1)
+    return (found_labels == test_labels).double().mean().item()
 
 
 def spread_within(x: Tensor, y: Tensor) -> float:
@@ -103,6 +127,22 @@ def share_inside(points: Tensor, support: Tensor, k: int = 3) -> float:
     return torch.cat(inside).float().mean().item()
 
 
+def density_and_coverage(points: Tensor, support: Tensor, k: int = 5) -> tuple[float, float]:
+    """Return density and coverage of `points` (N, d), for balls around `support` (M, d) of radius `ball_radius`.
+
+    Density is the number of balls that a point lies in, on average, divided by k; it can be above 1. Coverage is the
+    share of balls that hold at least one point. Take as many points as balls. (Naeem et al. 2020, eqs. 3 and 4)
+    """
+    points, support = points.float(), support.float()
+    radius = ball_radius(support, k)
+    balls, is_covered = 0, torch.zeros(len(support), dtype=torch.bool, device=support.device)
+    for part in points.split(100):
+        inside = torch.cdist(part, support) <= radius
+        balls += inside.sum().item()
+        is_covered |= inside.any(dim=0)
+    return balls / (k * len(points)), is_covered.float().mean().item()
+
+
 def nearest(images: Tensor, train_images: Tensor, shared: bool = False) -> tuple[Tensor, Tensor]:
     """Return the distance (N,) of uint8 images (N, 1, H, W) to the nearest training image, and its index (N,).
 
@@ -117,16 +157,35 @@ def nearest(images: Tensor, train_images: Tensor, shared: bool = False) -> tuple
     return difference.flatten(1).square().mean(dim=1).sqrt(), index
 
 
+def distances(found: Tensor, real: Tensor) -> dict[str, float]:
+    """Return fd, kd, precision, recall, density and coverage of features (N, d), compared with real ones (M, d)."""
+    density, coverage = density_and_coverage(found, real[: len(found)])  # with as many real images
+    return {
+        "fd": frechet_distance(found, real),
+        "kd": kernel_distance(found, real),
+        "precision": share_inside(found, real),
+        "recall": share_inside(real, found),
+        "density": density,
+        "coverage": coverage,
+    }
+
+
 class Judge:
     """Measure samples against the test images; everything about the real images is computed once, at the start.
 
-    `classifier` gives the features; images are uint8 (N, 1, 28, 28). The processes of `accelerate launch` share the
-    work: each makes the same calls with the same images and gets the same numbers. The start takes 25 s on a CPU core.
+    `classifier` gives the features; images are uint8 (N, 1, 28, 28). With an `encoder`, which has never seen a label,
+    all distances are also measured with its features; their names begin with "label_free_". The processes of
+    `accelerate launch` share the work: each makes the same calls with the same images and gets the same numbers. The
+    start takes 25 s on a CPU core.
     """
 
-    def __init__(self, classifier: Classifier, train_images: Tensor, test_images: Tensor):
-        self.classifier, self.train_images, self.test_images = classifier, train_images, test_images
+    def __init__(
+        self, classifier: Classifier, train_images: Tensor, test_images: Tensor, encoder: Encoder | None = None
+    ):
+        self.classifier, self.encoder = classifier, encoder
+        self.train_images, self.test_images = train_images, test_images
         self.test_features = self.features(test_images)
+        self.label_free_features = features(encoder, test_images, shared=True) if encoder else None
         # One in twenty test images is nearer than this to a training image.
         self.close = nearest(test_images, train_images, shared=True)[0].quantile(0.05)
 
@@ -134,8 +193,19 @@ class Judge:
         """Return the classifier's features of uint8 images (N, 1, 28, 28), as float64 (N, d) on the CPU."""
         return features(self.classifier, images, shared=True)
 
+    def distances(self, found: Tensor) -> dict[str, float]:
+        """Return the `distances` of the classifier's features (N, d)."""
+        return distances(found, self.test_features)
+
+    def label_free_distances(self, images: Tensor) -> dict[str, float]:
+        """Return the `distances` of uint8 images (N, 1, 28, 28) for the encoder; nothing if there is none."""
+        if self.encoder is None:
+            return {}
+        found = distances(features(self.encoder, images, shared=True), self.label_free_features)
+        return {f"label_free_{name}": value for name, value in found.items()}
+
     def measure(self, images: Tensor | np.ndarray, labels: Tensor | np.ndarray | None = None) -> dict[str, float]:
-        """Return fd, kd, precision, recall and copying of uint8 images, and label_accuracy if labels are given.
+        """Return all distances and copying of uint8 images, and label_accuracy if labels are given.
 
         Both are tensors on any device, or arrays. `copying` is the share of images that are as near to a training image
         as the nearest 5 % of the test images: 0.05 for images as new as those, 1 for copies. ValueError as from
@@ -145,21 +215,12 @@ class Judge:
         labels = None if labels is None else check_labels(labels, len(images))
         warn_if_inverted(images)
         found = self.features(images)
-        measures = self.distances(found)
+        measures = self.distances(found) | self.label_free_distances(images)
         distance, _ = nearest(images, self.train_images, shared=True)
         measures["copying"] = (distance < self.close).cpu().double().mean().item()
         if labels is not None:
             measures["label_accuracy"] = agreement(self.classifier, found, labels)
         return measures
-
-    def distances(self, found: Tensor) -> dict[str, float]:
-        """Return fd, kd, precision and recall of features (N, d)."""
-        return {
-            "fd": frechet_distance(found, self.test_features),
-            "kd": kernel_distance(found, self.test_features),
-            "precision": share_inside(found, self.test_features),
-            "recall": share_inside(self.test_features, found),
-        }
 
     def real(self, n: int, seed: int, labels: Tensor | None = None) -> Tensor:
         """Return n random training images; with the labels (N,) of all training images, equally many of each kind."""
@@ -177,8 +238,10 @@ class Judge:
         Compare samples that have equally many of each kind with the floor for `labels`: it is lower, because the test
         images have equally many of each kind, too.
         """
-        found = (self.features(self.real(n, seed, labels)) for seed in seeds)
-        return [self.distances(each) | {"copying": 0.05} for each in found]
+        measures = []
+        for images in (self.real(n, seed, labels) for seed in seeds):
+            measures.append(self.distances(self.features(images)) | self.label_free_distances(images))
+        return [each | {"copying": 0.05} for each in measures]
 
     @torch.no_grad()
     def ceiling(self, n: int, autoencoder: nn.Module, seeds: Sequence[int] = (0, 1, 2)) -> list[dict[str, float]]:
@@ -190,8 +253,9 @@ class Judge:
         for seed in seeds:
             x0 = to_model(self.real(n, seed))
             x_hat = torch.cat([autoencoder.from_latent(autoencoder.to_latent(x)) for x in x0.split(500)])
-            found = self.features(to_uint8(x_hat))
-            measures.append(self.distances(found) | {"squared_error": (x_hat - x0).square().mean().item()})
+            images = to_uint8(x_hat)
+            found = self.distances(self.features(images)) | self.label_free_distances(images)
+            measures.append(found | {"squared_error": (x_hat - x0).square().mean().item()})
         return measures
 
 

@@ -109,6 +109,13 @@ CARDS: dict[str, dict[str, Any]] = {
         {"name": "classification.Classification"},
         {"lr": 3e-3, "weight_decay": 0.05},
     ),
+    "encoder": new_card(
+        "encoder",
+        "encoder.Encoder",
+        {"width": 32, "directions": 64},
+        {"name": "contrast.Contrast", "temperature": 0.2},
+        {"lr": 2e-3, "weight_decay": 0.05},
+    ),
 }
 # Network -> its steps with the profiles "quick" and "full".
 STEPS = {
@@ -120,6 +127,7 @@ STEPS = {
     "attention_autoencoder": (1000, 4000),
     "vector_denoiser": (3000, 16000),
     "classifier": (1000, 6000),
+    "encoder": (800, 2500),
 }
 
 

@@ -1,16 +1,16 @@
 """Tables for people: how the command prints measures."""
 
 HEADS = {"measures": "mean", "floor": "floor", "ceiling": "ceiling"}
-BOARD = ("fd", "kd", "precision", "recall", "label_accuracy", "copying", "seconds")
+BOARD = ("fd", "label_free_fd", "kd", "precision", "recall", "coverage", "label_accuracy", "copying", "seconds")
 
 
 def evaluation_table(columns: dict[str, dict[str, tuple[float, float]]]) -> str:
     """Return a table with a line for each measure, from its mean and spread by column: {"floor": {"fd": (1, 0.1)}}."""
-    lines = [f"{'':<14}" + "".join(f"{HEADS[column]:>10}{'spread':>10}" for column in columns)]
+    lines = [f"{'':<22}" + "".join(f"{HEADS[column]:>10}{'spread':>10}" for column in columns)]
     for measure in {name: None for values in columns.values() for name in values}:
         row = (values.get(measure) for values in columns.values())
         cells = (f"{cell[0]:>10.4f}{cell[1]:>10.4f}" if cell else " " * 20 for cell in row)
-        lines.append(f"{measure:<14}{''.join(cells)}".rstrip())
+        lines.append(f"{measure:<22}{''.join(cells)}".rstrip())
     return "\n".join(lines)
 
 

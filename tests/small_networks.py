@@ -18,6 +18,7 @@ TINY = {
     "attention_autoencoder": {"width": 8},
     "vector_denoiser": {"width": 8, "mults": [1], "patch": 1, "num_classes": 10, "channels": 1},
     "classifier": {"width": 2},
+    "encoder": {"width": 2, "directions": 4},
 }
 
 

@@ -202,11 +202,12 @@ def networks(tmp_path_factory) -> Path:
     """
     folder = tmp_path_factory.mktemp("networks")
     unet = {"width": 8, "mults": [1, 2], "patch": 2, "depth": 1, "block": "resnet", "num_classes": 0}
-    classifier = {"name": "classification.Classification"}
+    classifier, contrast = {"name": "classification.Classification"}, {"name": "contrast.Contrast", "temperature": 0.2}
     published = {
         "tiny": denoiser("unet.UNet", unet, "eps"),
         "labelled": denoiser("transformer.Transformer", TRANSFORMER | {"patch": 7}, "x0"),
         "classifier": new_card("classifier", "classifier.Classifier", {"width": 4, "num_classes": 10}, classifier, {}),
+        "encoder": new_card("encoder", "encoder.Encoder", {"width": 4, "directions": 4}, contrast, {}),
     }
     for name, card in published.items():
         write_network(folder / "published" / f"{name}.safetensors", card)
@@ -435,7 +436,7 @@ def test_a_file_that_cannot_be_written_is_refused_before_and_after_the_samples_a
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        ("tniy", "there are no weights 'tniy'; published are: classifier, labelled, tiny"),
+        ("tniy", "there are no weights 'tniy'; published are: classifier, encoder, labelled, tiny"),
         ("tiny --steps 9", "steps is 9; expected 1 to 8"),
         ("my_vae --steps 1", "steps is 1, but 'my_vae' draws in one step; leave it out"),
         ("tiny --guidance 2", "guidance is 2, but 'tiny' takes no labels; leave it out"),
@@ -581,9 +582,10 @@ def test_show_refuses(here, garments, arguments, said):
 
 
 def judge_of(garments) -> metrics.Judge:
-    """Return the judge with the tiny classifier and the drawn garments."""
+    """Return the judge with the tiny classifier and encoder, and the drawn garments."""
     images = (garments[split][0] for split in ("train", "test"))
-    return metrics.Judge(load_pretrained("classifier", PartialState().device), *images)
+    classifier, encoder = (load_pretrained(name, PartialState().device) for name in ("classifier", "encoder"))
+    return metrics.Judge(classifier, *images, encoder)
 
 
 def close(measures: list[dict]) -> dict:
@@ -632,7 +634,7 @@ def test_evaluate_prints_measures_floor_and_ceiling_as_json_and_as_a_table(
     assert head.split() == [word for column in columns for word in (heads[column], "spread")]
     assert [row.split()[0] for row in rows] == list(dict.fromkeys(name for each in columns.values() for name in each))
     for row in rows:  # each number below the end of its head, and nothing where there is none
-        cells = [row[start : start + 10].strip() for start in range(14, len(head), 10)]
+        cells = [row[start : start + 10].strip() for start in range(22, len(head), 10)]
         values = [value for column in columns.values() for value in column.get(row.split()[0], (None, None))]
         assert cells == ["" if value is None else f"{value:.4f}" for value in values]
 
@@ -648,6 +650,16 @@ def test_evaluate_says_how_many_test_images_a_classifier_gets_right_on_the_devic
     expected = {"network": "classifier", "data": source, "test_accuracy": right}
     assert json.loads(fmdiff("evaluate classifier --json").stdout) == expected
     assert {parameter.device for model in seen for parameter in model.parameters()} == {PartialState().device}
+
+
+def test_evaluate_says_how_many_test_images_a_linear_layer_on_an_encoders_features_gets_right(here, garments):
+    encoder, source = load_pretrained("encoder", PartialState().device), data.dataset_name()
+    pairs = ((metrics.features(encoder, images), labels) for images, labels in map(garments.get, ("train", "test")))
+    right = metrics.linear_probe(*(part for pair in pairs for part in pair))
+    printed = f"encoder: {right:.2%} of the test images right by a linear layer, of {source}\n"
+    assert fmdiff("evaluate encoder").stdout == printed
+    expected = {"network": "encoder", "data": source, "linear_probe": right}
+    assert json.loads(fmdiff("evaluate encoder --json").stdout) == expected
 
 
 NO_OPTIONS = "leave --steps, --guidance, --guide and --interval out"
@@ -995,8 +1007,11 @@ def test_an_autoencoder_and_a_denoiser_in_its_latent_are_trained_and_draw(small_
     "arguments, said",
     [
         ("unet --batch-size 65", "batch_size is 65; expected at most the 64 images"),
-        ("latent_unet", "there are no weights 'vae'; published are: classifier, labelled, tiny"),
-        ("latent_unet --autoencoder nowhere", "there are no weights 'nowhere'; published are: classifier, labelled"),
+        ("latent_unet", "there are no weights 'vae'; published are: classifier, encoder, labelled, tiny"),
+        (
+            "latent_unet --autoencoder nowhere",
+            "there are no weights 'nowhere'; published are: classifier, encoder, labelled",
+        ),
     ],
 )
 def test_what_the_training_itself_refuses_is_said_in_one_line(small_cards, arguments, said):

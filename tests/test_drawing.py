@@ -214,7 +214,7 @@ def short(name: str) -> dict:
 def folder(tmp_path_factory) -> Path:
     """A folder of tiny networks by name, and of guides for them."""
     folder = tmp_path_factory.mktemp("drawing")
-    for name in ("vae", "attention_autoencoder", "classifier"):
+    for name in ("vae", "attention_autoencoder", "classifier", "encoder"):
         saved(name, folder / name)
     for name in ("unet", "transformer", "patch_unet"):
         saved(name, folder / name, process=short(name))

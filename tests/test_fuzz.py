@@ -31,7 +31,17 @@ MANY = settings(
     database=None, deadline=None, print_blob=False, derandomize=EXAMPLES == 40, suppress_health_check=list(HealthCheck)
 )
 COMMANDS = typer.main.get_command(cli.app).commands
-NETWORKS = ["unet", "transformer", "vae", "patch_unet", "attention_autoencoder", "classifier", "latent", "unlabelled"]
+NETWORKS = [
+    "unet",
+    "transformer",
+    "vae",
+    "patch_unet",
+    "attention_autoencoder",
+    "classifier",
+    "encoder",
+    "latent",
+    "unlabelled",
+]
 PATHS = [f"{name}{ending}" for name in ("x", "new/x", "mine") for ending in (".png", ".GIF", ".webp", ".Npz", ".npz")]
 NASTY = [
     *("0", "-1", "1", "2", "1000000000", "1" + "0" * 30, "1" + "0" * 400, "-1" + "0" * 30, "1" * 5000),
@@ -64,7 +74,7 @@ USUAL = {
 
 def write_folder(folder: Path) -> None:
     """Write tiny networks, published and in the working folder, and files that are in the way."""
-    for name in NETWORKS[:6]:
+    for name in NETWORKS[:7]:
         card = recipes.CARDS[name]
         process = cosine(8, card["process"]["target"]) if card["kind"] == "denoiser" else card["process"]
         saved(name, folder / "published", file=name, process=process)

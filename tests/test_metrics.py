@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 from torch.testing import assert_close
 
 from fmdiff_helpers.data import to_model
@@ -16,15 +17,19 @@ from fmdiff_helpers.metrics import (
     Judge,
     accuracy,
     ball_radius,
+    density_and_coverage,
+    distances,
     features,
     frechet_distance,
     kernel_distance,
+    linear_probe,
     mean_and_spread,
     nearest,
     share_inside,
     spread_within,
 )
 from fmdiff_helpers.models.classifier import Classifier
+from fmdiff_helpers.models.encoder import Encoder
 from fmdiff_helpers.standin import draw_garments
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}  # float64 round-off, and what a square root of it costs
@@ -211,6 +216,55 @@ def test_the_share_inside_agrees_with_all_distances_in_float64():
     assert 0.2 < expected < 0.8 and share_inside(points, support) == pytest.approx(expected, abs=1 / 300)
 
 
+# density_and_coverage
+
+
+def test_density_and_coverage_are_those_of_the_paper_term_by_term():
+    """Naeem et al. 2020, eqs. 3 and 4."""
+    points, support, k = normal(5, 40, 3) * 0.8, normal(6, 30, 3), 5
+    between = torch.cdist(support, support).sort(dim=1).values[:, k]
+    inside = [[(y - x).norm() <= r for x, r in zip(support, between, strict=True)] for y in points]
+    density = sum(map(sum, inside)).item() / (k * 40)
+    coverage = sum(any(row[i] for row in inside) for i in range(30)) / 30
+    assert density_and_coverage(points, support) == pytest.approx((density, coverage))
+
+
+def test_a_real_outlier_does_not_make_far_points_dense_but_does_make_them_precise():
+    """The reason for these measures: the ball around a real outlier is large. (Naeem et al. 2020, figure 1)"""
+    support = torch.cat([normal(0, 99, 2), torch.full((1, 2), 100.0, dtype=torch.float64)])
+    far = 50 + normal(1, 100, 2)
+    density, coverage = density_and_coverage(far, support)
+    assert share_inside(far, support) == 1.0 and density == pytest.approx(1 / 5) and coverage == 0.01
+
+
+def test_points_that_leave_out_half_of_the_real_ones_cover_half_of_them():
+    near, away = normal(0, 60, 2), normal(1, 60, 2) + 100
+    support = torch.cat([near, away])
+    assert density_and_coverage(support, support)[1] == 1
+    assert density_and_coverage(near.repeat(2, 1), support)[1] == 0.5
+
+
+# linear_probe
+
+
+def test_a_linear_probe_finds_what_a_line_can_tell_and_only_that():
+    x = normal(0, 400, 3)
+    of_line, of_circle = (x[:, 0] + 0.1 * x[:, 1] > 0).long(), (x.square().sum(1) > 2.4).long()
+    scaled = x * torch.tensor([100.0, 1.0, 0.01]) + 5  # features may have any size
+    assert linear_probe(scaled[:300], of_line[:300], scaled[300:], of_line[300:]) > 0.97
+    assert linear_probe(scaled[:300], of_circle[:300], scaled[300:], of_circle[300:]) < 0.65
+
+
+def test_a_linear_probe_agrees_with_another_logistic_regression():
+    centres = normal(1, 10, 6)
+    y = torch.arange(600) % 10
+    x = centres[y] + 0.8 * normal(2, 600, 6)
+    train = (x[:400] - x[:400].mean(0)) / x[:400].std(0), y[:400]
+    test = (x[400:] - x[:400].mean(0)) / x[:400].std(0), y[400:]
+    other = LogisticRegression(C=1 / (2e-4 * 400), max_iter=1000).fit(*train).score(*test)
+    assert linear_probe(x[:400], y[:400], x[400:], y[400:]) == pytest.approx(other, abs=0.011)
+
+
 # nearest
 
 
@@ -266,6 +320,18 @@ def test_label_accuracy_is_measured_where_labels_are_given(judge, classifier, te
     labels = torch.arange(200) % 10
     assert judge.measure(test_images, labels)["label_accuracy"] == accuracy(classifier, test_images, labels)
     assert "label_accuracy" not in judge.measure(test_images)
+
+
+def test_with_an_encoder_the_same_distances_are_measured_with_its_features(judge, train_images, test_images):
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        encoder = Encoder(width=4).eval()
+    both, samples = Judge(judge.classifier, train_images, test_images, encoder), draw_garments(150, seed=3)[0]
+    only = distances(features(encoder, samples), features(encoder, test_images))
+    expected = judge.measure(samples) | {f"label_free_{name}": value for name, value in only.items()}
+    assert both.measure(samples) == expected and len(expected) == 13
+    (floor,) = both.floor(100, [2])
+    assert floor == judge.floor(100, [2])[0] | both.label_free_distances(judge.real(100, 2))
 
 
 def test_the_floor_is_what_the_real_images_of_its_seeds_score(judge, classifier):

@@ -93,7 +93,7 @@ def test_there_are_five_denoisers_of_the_noise_of_x0_and_of_v_two_autoencoders_a
         "vector_denoiser": (1000, "v", 0.1, "attention_autoencoder"),
     }
     assert [name for name, card in CARDS.items() if card["kind"] == "autoencoder"] == ["vae", "attention_autoencoder"]
-    assert CARDS.keys() - DENOISERS == {"vae", "attention_autoencoder", "classifier"}
+    assert CARDS.keys() - DENOISERS == {"vae", "attention_autoencoder", "classifier", "encoder"}
 
 
 # The parts of a training

@@ -52,6 +52,20 @@ class ResidualBlock(nn.Module):
         return F.relu(x + self.conv2(F.relu(self.conv1(x))))
 
 
+def convolutions(width: int) -> nn.Sequential:
+    """Return layers that turn images (B, 1, 28, 28) into maps (B, 4 * width, 7, 7)."""
+    return nn.Sequential(
+        conv_norm(1, width),
+        nn.ReLU(),
+        conv_norm(width, 2 * width, stride=2),  # 14 x 14
+        nn.ReLU(),
+        ResidualBlock(2 * width),
+        conv_norm(2 * width, 4 * width, stride=2),  # 7 x 7
+        nn.ReLU(),
+        ResidualBlock(4 * width),
+    )
+
+
 class Classifier(nn.Module):
     """Classify images (B, 1, 28, 28) in [-1, 1] into the ten kinds of garments; returns logits (B, 10)."""
 
@@ -59,16 +73,7 @@ class Classifier(nn.Module):
 
     def __init__(self, width: int = 32, num_classes: int = 10):
         super().__init__()
-        self.body = nn.Sequential(
-            conv_norm(1, width),
-            nn.ReLU(),
-            conv_norm(width, 2 * width, stride=2),  # 14 x 14
-            nn.ReLU(),
-            ResidualBlock(2 * width),
-            conv_norm(2 * width, 4 * width, stride=2),  # 7 x 7
-            nn.ReLU(),
-            ResidualBlock(4 * width),
-        )
+        self.body = convolutions(width)
         self.head = nn.Linear(4 * width, num_classes)
 
     def features(self, x: Tensor) -> Tensor:
