@@ -1,4 +1,4 @@
-"""How good are samples? Distances to the test images, precision and recall, copying: each compared with its floor.
+"""How good are samples? Distances to real images, precision and recall, copying: each compared with its floor.
 
 Garments are compared by the features of the published classifier, which was trained on the training split only. So a
 Fréchet distance here (`fd`) is computed like the FID, and a kernel distance (`kd`) like the KID, but can be compared
@@ -120,8 +120,9 @@ def nearest(images: Tensor, train_images: Tensor, shared: bool = False) -> tuple
 class Judge:
     """Measure samples against the test images; everything about the real images is computed once, at the start.
 
-    `classifier` gives the features; images are uint8 (N, 1, 28, 28). The processes of `accelerate launch` share the
-    work: each makes the same calls with the same images and gets the same numbers. The start takes 25 s on a CPU core.
+    Where something is chosen, the images of the validation split are in the place of the test images. `classifier`
+    gives the features; images are uint8 (N, 1, 28, 28). The processes of `accelerate launch` share the work: each makes
+    the same calls with the same images and gets the same numbers. The start takes 25 s on a CPU core.
     """
 
     def __init__(self, classifier: Classifier, train_images: Tensor, test_images: Tensor):
@@ -181,14 +182,16 @@ class Judge:
         return [self.distances(each) | {"copying": 0.05} for each in found]
 
     @torch.no_grad()
-    def ceiling(self, n: int, autoencoder: nn.Module, seeds: Sequence[int] = (0, 1, 2)) -> list[dict[str, float]]:
-        """Return the scores of n random training images that an autoencoder has encoded and decoded, for each seed.
+    def limit(
+        self, n: int, autoencoder: nn.Module, seeds: Sequence[int] = (0, 1, 2), labels: Tensor | None = None
+    ) -> list[dict[str, float]]:
+        """Return the scores of n training images from `real` that an autoencoder has reconstructed, for each seed.
 
         No denoiser in its latent space can be expected to do better. `squared_error` is a mean over pixels in [-1, 1].
         """
         measures = []
         for seed in seeds:
-            x0 = to_model(self.real(n, seed))
+            x0 = to_model(self.real(n, seed, labels))
             x_hat = torch.cat([autoencoder.from_latent(autoencoder.to_latent(x)) for x in x0.split(500)])
             found = self.features(to_uint8(x_hat))
             measures.append(self.distances(found) | {"squared_error": (x_hat - x0).square().mean().item()})
