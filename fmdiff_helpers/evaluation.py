@@ -16,12 +16,12 @@ from fmdiff_helpers.images import read_samples
 from fmdiff_helpers.leaderboard import (
     ROWS,
     has_equal_kinds,
-    is_even,
     kinds_of,
     load_judge,
     measure_columns,
     measure_floors,
     measure_row,
+    of_equal_kinds,
 )
 from fmdiff_helpers.metrics import accuracy, mean_and_spread
 from fmdiff_helpers.reports import board_head, board_line, describe_request, describe_seeds, evaluation_table
@@ -130,4 +130,4 @@ def evaluate_network(name: str, request: tuple, n: int, seeds: range, split: str
         about |= {} if interval is None else {"interval": interval}
         how = describe_request(num_steps, guidance, guide, interval)
         title = f"{name}: {n} images for {describe_seeds(seeds)}, {how}on {device}"
-        print_columns(title, about, columns, split, is_even(drawer, autoencoder), as_json)
+        print_columns(title, about, columns, split, of_equal_kinds(drawer, autoencoder), as_json)

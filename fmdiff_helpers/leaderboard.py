@@ -122,7 +122,7 @@ def measure_floors(judge: Judge, n: int, seeds: Sequence[int]) -> dict[str, Meas
     return {row: mean_and_spread(measured) for row, measured in floors.items()}
 
 
-def is_even(drawer: Drawer | None, autoencoder: nn.Module | None) -> bool:
+def of_equal_kinds(drawer: Drawer | None, autoencoder: nn.Module | None) -> bool:
     """Tell whether what is measured has equally many of each kind: a network's that takes labels, an autoencoder's."""
     return autoencoder is not None or (drawer is not None and drawer.takes_labels)
 
@@ -132,10 +132,10 @@ def measure_columns(
 ) -> dict[str, Measures]:
     """Return the measures of n images in up to three columns, each over the seeds.
 
-    "measures": samples of a drawer. "floor": real images, at random, or equally many of each kind where `is_even`.
-    "limit": real images that an autoencoder has reconstructed, equally many of each kind.
+    "measures": samples of a drawer. "floor": real images, equally many of each kind, or at random unless
+    `of_equal_kinds`. "limit": as many that an autoencoder has reconstructed.
     """
-    kinds = kinds_of(judge) if is_even(drawer, autoencoder) else None
+    kinds = kinds_of(judge) if of_equal_kinds(drawer, autoencoder) else None
     columns = {"floor": mean_and_spread(judge.floor(n, seeds, kinds))}
     if drawer:
         y = drawer.all_kinds(n)

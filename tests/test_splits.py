@@ -100,8 +100,17 @@ class Follower:
                 continue
             for _ in range(2 if isinstance(statement, ast.For | ast.While) else 1):
                 self.head(statement)
-                for block in blocks:
-                    self.follow(block)
+                self.branch([block for block in blocks if block], statement)
+
+    def branch(self, blocks, statement) -> None:
+        """Follow blocks of which one may be left out: a name holds test images if it does after any of them."""
+        before, after = self.tainted, set()
+        for block in blocks:
+            self.tainted = before
+            self.follow(block)
+            after |= self.tainted
+        may_be_skipped = isinstance(statement, ast.If | ast.For | ast.While) and not statement.orelse
+        self.tainted = after | before if may_be_skipped else after
 
     def check(self, part, statement) -> None:
         """Note a training that reads test images, or whose function does."""
@@ -187,6 +196,8 @@ def test_a_training_on_test_images_is_found_as_lesson_06_once_had_it():
         "while True:\n    train(model, x)\n    x = images",
         "with open_it(images) as x:\n    train(model, x)",
         "if train(model, images):\n    pass",
+        "if some:\n    x = images\nelse:\n    x = train_images\ntrain(model, x)",
+        "x = images\nif some:\n    x = train_images\ntrain(model, x)",
         "def get():\n    return images\ntrain(model, get())",
         "def learn(x):\n    model(x).backward()\nlearn(images)",
         "def learn():\n    train(model, *load_fashion_mnist('test'))",
