@@ -15,22 +15,23 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from exhibits import publish
+from exhibits import compared, publish
 from original_unet import OriginalUNet, train_original
 from torch import nn
 
+from fmdiff_helpers.arguments import seeds_for
 from fmdiff_helpers.batching import in_batches
 from fmdiff_helpers.cards import KEYS, build_process, read_card
 from fmdiff_helpers.checkpoints import load_pretrained
-from fmdiff_helpers.data import describe_data, load_fashion_mnist, to_uint8
+from fmdiff_helpers.data import NUM_VALIDATION, describe_data, load_fashion_mnist, to_uint8
 from fmdiff_helpers.leaderboard import load_judge
 from fmdiff_helpers.metrics import mean_and_spread
-from fmdiff_helpers.recipes import NUM_VALIDATION, training_parts
+from fmdiff_helpers.recipes import training_parts
 from fmdiff_helpers.samplers import sample_ddpm
 from fmdiff_helpers.schedules import Schedule, cosine_beta, linear_beta
 from fmdiff_helpers.train import train
 
-N, SEEDS = 200, 3
+N = 200
 ORIGINAL = Path("runs/original.pt")
 
 
@@ -96,17 +97,17 @@ def exhibits() -> dict:
 def measure(name: str) -> None:
     """Measure one exhibit and add it to the results."""
     model, schedule, clip = exhibits()[name]()
-    judge = load_judge()
+    judge, seeds = load_judge(split="test"), seeds_for("test")
     measured = []
-    for seed in range(SEEDS):
+    for seed in seeds:
         generator = torch.Generator().manual_seed(seed)
         x = torch.randn((N, 1, 28, 28), generator=generator)
         samples = in_batches(
             lambda part, g=generator: sample_ddpm(model, part, schedule, g, clip=clip), x, batch_size=125
         )
         measured.append(judge.measure(to_uint8(samples)))
-    found = {"floor": mean_and_spread(judge.floor(N)), name: mean_and_spread(measured)}
-    publish("unet", "exhibits", found, n=N, seeds=SEEDS, device="cpu")
+    found = {"floor": mean_and_spread(judge.floor(N, seeds)), name: mean_and_spread(measured)}
+    publish("unet", "exhibits", found, **compared("test", N), device="cpu")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from fmdiff_helpers.arguments import seeds_for
 from fmdiff_helpers.cards import PUBLISHED, build, read_card, to_json
 from fmdiff_helpers.data import load_fashion_mnist
 from fmdiff_helpers.recipes import training_parts
@@ -22,6 +23,12 @@ def train_card(card: dict, folder: Path | str, model: nn.Module | None = None, *
     usual = training_parts(card, *load_fashion_mnist("train"), torch.device("cpu"))
     train(model, *usual._replace(**parts), folder, card)
     return model
+
+
+def compared(split: str, n: int) -> dict[str, object]:
+    """Return a table's entries that say what its n images were compared with: "validation" chooses, "test" reports."""
+    seeds = seeds_for(split)
+    return {"n": n, "seeds": len(seeds), "first_seed": seeds[0], "split": split}
 
 
 def publish(name: str, table: str, results: dict, **about: object) -> None:

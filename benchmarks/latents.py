@@ -4,7 +4,8 @@ uv run python benchmarks/latents.py train NAME     one denoiser, 1500 steps; 5 m
 uv run python benchmarks/latents.py choices        all of them, into the card of the published network
 uv run python benchmarks/latents.py raw FOLDER     its weights as they are and averaged, into the same card
 uv run python benchmarks/latents.py steps          FD and seconds against steps and eta, into the same card
-uv run python benchmarks/latents.py guidance       led away from a network of 1500 steps, into the same card; an hour
+uv run python benchmarks/latents.py guidance       led away from a network of 1500 steps, into the same card
+uv run python benchmarks/latents.py reported       what was chosen so, on the test images, into the same card
 uv run python benchmarks/latents.py speed          against lesson 03's network, into benchmarks/latents.json
 
 Names: those of `VARIANTS`; those that differ in the unit only are published, in half precision.
@@ -21,24 +22,25 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from exhibits import publish, train_card
+from exhibits import compared, publish, train_card
 from machine import save
 from torch import Tensor, nn
 
+from fmdiff_helpers.arguments import seeds_for
 from fmdiff_helpers.batching import in_batches
 from fmdiff_helpers.cards import PUBLISHED, build, build_process, latent_shape, read_card
 from fmdiff_helpers.checkpoints import load_pretrained, save_weights
 from fmdiff_helpers.data import describe_data, to_uint8
 from fmdiff_helpers.diffusion import add_noise
 from fmdiff_helpers.drawing import drawer_of, load_autoencoder, load_drawer
-from fmdiff_helpers.leaderboard import load_judge
+from fmdiff_helpers.leaderboard import kinds_of, load_judge
 from fmdiff_helpers.metrics import Judge, accuracy, features, mean_and_spread
 from fmdiff_helpers.recipes import CARDS, describe_autoencoder
 from fmdiff_helpers.run import device_name
 from fmdiff_helpers.samplers import sample_ddim
 from fmdiff_helpers.schedules import Schedule
 
-STEPS, N, SEEDS, ROUNDS = 1500, 1000, 3, 2
+STEPS, N, ROUNDS = 1500, 1000, 2
 # Name -> the target, the unit of the latent (1 is standardised), and what else differs from `fmdiff train latent_unet`.
 VARIANTS = {
     "v": ("v", 1),
@@ -123,7 +125,7 @@ def measure(
     """Return mean and spread of the quality of a denoiser's samples, and the seconds that drawing them takes."""
     drawer = drawer_of(read_card(name), model or load_pretrained(name), num_steps, "cpu")
     schedule, y, measured = drawer.process.schedule, drawer.all_kinds(N), []
-    for seed in range(SEEDS):
+    for seed in seeds_for("validation"):
         generator = torch.Generator().manual_seed(seed)
         x = torch.randn((N, *drawer.autoencoder.latent_shape), generator=generator)
         start = time.monotonic()
@@ -137,9 +139,9 @@ def measure(
     return mean_and_spread(measured)
 
 
-def add(table: str, results: dict, **about: object) -> None:
+def add(table: str, results: dict, split: str = "validation", **about: object) -> None:
     """Add results to a table of the published network's card."""
-    about |= {"n": N, "seeds": SEEDS, "device": device_name(torch.device("cpu"))}
+    about |= compared(split, N) | {"device": device_name(torch.device("cpu"))}
     publish("latent_unet", table, results, **about)
 
 
@@ -148,7 +150,7 @@ def measure_choices() -> None:
 
     A predicted noise needs the clip: at the last step its error is divided by almost nothing.
     """
-    judge = load_judge()
+    judge = load_judge(split="validation")
     for name, (target, _) in VARIANTS.items():
         found = {name: measure(judge, folder_of(name), clip=math.inf if target == "v" else 4.0)}
         add("choices", found, steps=50, training_steps=STEPS)
@@ -168,25 +170,29 @@ def measure_raw(folder: str, judge: Judge, table: str) -> None:
 
 def measure_steps() -> None:
     """Measure the published network with fewer and fewer steps, without and with noise on the way."""
-    judge = load_judge()
+    judge = load_judge(split="validation")
     for eta, numbers in ((0.0, (5, 10, 20, 50, 100, 1000)), (1.0, (5, 10, 20, 50, 100))):
         for num_steps in numbers:
             found = {f"{num_steps} steps, eta {eta:g}": measure(judge, "latent_unet", eta, num_steps)}
             add("steps", found)
 
 
-def measure_guidance() -> None:
-    """Measure the published network led away from one that was trained for a tenth of the time."""
-    judge = load_judge()
-    rows = [(w, 50, N) for w in (1.0, 1.5, 2.0, 2.5, 3.0)] + [(2.0, 50, 10 * N), (2.0, 20, 10 * N)]
+def measure_guidance(judge: Judge, split: str, rows: list[tuple[float, int, int]], table: str) -> None:
+    """Measure the published network led away from one that was trained for a tenth of the time, for (w, steps, n)."""
     for w, num_steps, n in rows:
         drawer = load_drawer("latent_unet", num_steps, w, "latent_unet_unit_1")
         y = drawer.all_kinds(n)
-        measured = [quality(judge, drawer.draw(n, seed, y), y) for seed in range(SEEDS)]
+        measured = [quality(judge, drawer.draw(n, seed, y), y) for seed in seeds_for(split)]
         found = {f"w {w:g}, {num_steps} steps, {n} images": mean_and_spread(measured)}
-        add("guidance", found, guide="latent_unet_unit_1")
-    ceiling = judge.ceiling(10 * N, load_autoencoder("latent_unet"))
-    add("guidance", {f"ceiling, {10 * N} images": mean_and_spread(ceiling)})
+        add(table, found, split, guide="latent_unet_unit_1")
+
+
+def measure_reported() -> None:
+    """Measure on the test images what was chosen, with more images, too; and what the VAE allows."""
+    judge = load_judge(split="test")
+    measure_guidance(judge, "test", [(2.0, 50, N), (2.0, 50, 10 * N), (2.0, 20, 10 * N)], "reported")
+    limit = judge.limit(10 * N, load_autoencoder("latent_unet"), seeds_for("test"), kinds_of(judge))
+    add("reported", {f"limit, {10 * N} images": mean_and_spread(limit)}, "test")
 
 
 def measure_speed() -> None:
@@ -225,11 +231,14 @@ if __name__ == "__main__":
         case ["choices"]:
             measure_choices()
         case ["raw", folder]:
-            measure_raw(folder, load_judge(), "averaging")
+            measure_raw(folder, load_judge(split="validation"), "averaging")
         case ["steps"]:
             measure_steps()
         case ["guidance"]:
-            measure_guidance()
+            rows = [(w, 50, N) for w in (1.0, 1.5, 2.0, 2.5, 3.0)]
+            measure_guidance(load_judge(split="validation"), "validation", rows, "guidance")
+        case ["reported"]:
+            measure_reported()
         case ["speed"]:
             measure_speed()
         case _:

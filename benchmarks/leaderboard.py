@@ -2,8 +2,8 @@
 
 uv run fmdiff evaluate all --json > board.json             the board
 uv run python benchmarks/leaderboard.py board board.json   put it into data/leaderboard.json
-uv run python benchmarks/leaderboard.py steps [NAME ...]   FD and seconds against steps
-uv run python benchmarks/leaderboard.py kinds              FD of each kind of garment
+uv run python benchmarks/leaderboard.py steps [NAME ...]   FD and seconds against steps, on the validation images
+uv run python benchmarks/leaderboard.py kinds              FD of each kind of garment, on the test images
 """
 
 import json
@@ -14,21 +14,22 @@ from types import SimpleNamespace
 
 import torch
 
+from fmdiff_helpers.arguments import seeds_for
 from fmdiff_helpers.checkpoints import load_pretrained, write_atomically
 from fmdiff_helpers.data import load_fashion_mnist, to_uint8
 from fmdiff_helpers.drawing import load_drawer
 from fmdiff_helpers.leaderboard import ROWS, STORED, measure_drawer
 from fmdiff_helpers.metrics import features, frechet_distance, mean_and_spread
 
-N, SEEDS = 1000, (0, 1, 2)
-# Name -> what `load_drawer` takes but for the steps, and the steps. Those of the board itself are measured there.
+N = 1000
+# Name -> what `load_drawer` takes but for the steps, and the steps. Those of the board are chosen among them.
 SWEEPS = {
     "transformer": ({"name": "transformer"}, (3, 5, 10, 20, 50)),
     "transformer, led away": (
         {"name": "transformer", "guidance": 1.5, "guide": "transformer_linear"},
         (5, 10, 20),
     ),
-    "unet": ({"name": "unet"}, (10, 20, 50, 100)),
+    "unet": ({"name": "unet"}, (10, 20, 50, 100, 200)),
     "latent_unet": ({"name": "latent_unet"}, (3, 5, 10, 20, 50)),
     "latent_unet, led away": ({"name": "latent_unet", "guidance": 2.0, "guide": "latent_unet_unit_1"}, (5, 10, 20, 50)),
     "patch_unet": ({"name": "patch_unet"}, (5, 10, 20, 50)),
@@ -50,18 +51,19 @@ def add(table: str, found: dict) -> None:
 
 def measure_steps(names: list[str]) -> None:
     """Measure FD and seconds of each network, drawn in fewer and fewer steps."""
-    classifier = load_pretrained("classifier")
-    real = features(classifier, load_fashion_mnist("test")[0])
+    seeds, classifier = seeds_for("validation"), load_pretrained("classifier")
+    real = features(classifier, load_fashion_mnist("validation")[0])
     judge = SimpleNamespace(measure=lambda images, y: {"fd": frechet_distance(features(classifier, images), real)})
     for name in names:
         options, numbers = SWEEPS[name]
         for num_steps in numbers:
             drawer = load_drawer(**options, num_steps=num_steps)
-            add("steps", {f"{name}: {num_steps}": measure_drawer(judge, drawer, N, SEEDS)})
+            add("steps", {f"{name}: {num_steps}": measure_drawer(judge, drawer, N, seeds)})
 
 
 def measure_kinds() -> None:
     """Measure the FD of each kind alone, for the networks that draw what they are told, and for training images."""
+    seeds = seeds_for("test")
     classifier, (test_images, test_labels) = load_pretrained("classifier"), load_fashion_mnist("test")
     real = features(classifier, test_images)
     images, labels = load_fashion_mnist("train")
@@ -76,10 +78,10 @@ def measure_kinds() -> None:
         rows = [kind[torch.randperm(len(kind), generator=generator)[:number]] for kind in kinds]
         return images[torch.stack(rows, dim=1).flatten()]  # in turn, as the samples are
 
-    add("kinds", {"floor": mean_and_spread([by_kind(features(classifier, some(seed))) for seed in SEEDS])})
+    add("kinds", {"floor": mean_and_spread([by_kind(features(classifier, some(seed))) for seed in seeds])})
     for row in KINDS:
         drawer = load_drawer(**ROWS[row])
-        drawn = [features(classifier, to_uint8(drawer.draw(KINDS_N, seed, y))) for seed in SEEDS]
+        drawn = [features(classifier, to_uint8(drawer.draw(KINDS_N, seed, y))) for seed in seeds]
         add("kinds", {row: mean_and_spread([by_kind(found) for found in drawn])})
 
 

@@ -3,6 +3,7 @@
 uv run python benchmarks/patch_unets.py train NAME   one network, 1000 steps; 10 minutes of a processor core
 uv run python benchmarks/patch_unets.py choices      all of them, or those named, into the card of the published network
 uv run python benchmarks/patch_unets.py guidance     the published one over w and ranges of steps, into the same card
+uv run python benchmarks/patch_unets.py reported     what was chosen so, on the test images, into the same card
 
 Names: those of `VARIANTS`.
 """
@@ -14,19 +15,20 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from exhibits import publish, train_card
+from exhibits import compared, publish, train_card
 from torch import Tensor
 
+from fmdiff_helpers.arguments import seeds_for
 from fmdiff_helpers.cards import build, build_process
 from fmdiff_helpers.checkpoints import load_pretrained
 from fmdiff_helpers.data import describe_data, load_fashion_mnist, to_model, to_uint8
 from fmdiff_helpers.drawing import Drawer, load_drawer
-from fmdiff_helpers.leaderboard import load_judge
+from fmdiff_helpers.leaderboard import kinds_of, load_judge
 from fmdiff_helpers.metrics import Judge, mean_and_spread, spread_within
 from fmdiff_helpers.recipes import CARDS, draw_with_u, training_parts
 from fmdiff_helpers.run import device_name
 
-STEPS, N, SEEDS, NUM_STEPS = 1000, 1000, 3, 20
+STEPS, N, NUM_STEPS = 1000, 1000, 20
 # Name -> what differs from `fmdiff train patch_unet`, by entry of its card.
 VARIANTS = {
     "as published": {},
@@ -40,10 +42,10 @@ VARIANTS = {
     "100 linear steps": {"process": {"beta": "linear_beta", "T": 100}},
     "curriculum": {},
 }
-# w, and the steps it is kept to; and one w with more images and steps, of one seed.
+# w, and the steps it is kept to.
 GUIDANCE = [(w, None) for w in (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0)]
 GUIDANCE += [(3.0, interval) for interval in ((0, 99), (60, 139), (100, 199))]
-MORE_W, MORE_STEPS, MORE = 2.0, 50, {"n": 10 * N, "seeds": 1}
+REPORTED = [(2.0, None), (3.0, (60, 139))]
 
 
 def folder_of(name: str) -> str:
@@ -81,10 +83,10 @@ def train_variant(name: str) -> None:
     train_card(card, folder_of(name), **parts)
 
 
-def measure(judge: Judge, drawer: Drawer, n: int = N, seeds: int = SEEDS) -> dict:
+def measure(judge: Judge, drawer: Drawer, seeds: range, n: int = N) -> dict:
     """Return mean and spread of all measures of a denoiser's samples, and of the seconds that drawing them takes."""
     y, measured = drawer.all_kinds(n), []
-    for seed in range(seeds):
+    for seed in seeds:
         start = time.monotonic()
         samples = drawer.draw(n, seed, y).clamp(-1, 1)
         seconds = time.monotonic() - start
@@ -109,30 +111,37 @@ def step_times(rounds: int = 5) -> dict[str, tuple[float, float]]:
     return mean_and_spread(ratios[1:])  # the first one warms up
 
 
-def add(table: str, results: dict, **about: object) -> None:
+def add(table: str, results: dict, split: str = "validation", **about: object) -> None:
     """Add results to a table of the published network's card."""
-    about |= {"n": N, "seeds": SEEDS, "steps": NUM_STEPS, "device": device_name(torch.device("cpu"))}
+    about |= compared(split, N) | {"steps": NUM_STEPS, "device": device_name(torch.device("cpu"))}
     publish("patch_unet", table, results, **about)
 
 
 def measure_choices(names: list[str]) -> None:
     """Measure variants that have been trained."""
-    judge, times = load_judge(), step_times()
+    judge, times = load_judge(split="validation"), step_times()
     for name in names:
         weights = sum(p.numel() for p in load_pretrained(folder_of(name)).parameters())
-        found = measure(judge, load_drawer(folder_of(name), NUM_STEPS))
+        found = measure(judge, load_drawer(folder_of(name), NUM_STEPS), seeds_for("validation"))
         add("choices", {name: found | {"step_time": times[name], "weights": weights}}, training_steps=STEPS)
 
 
-def measure_guidance() -> None:
-    """Measure the published network over w and ranges of steps; and once more with more images."""
-    judge = load_judge()
-    for w, interval in GUIDANCE:
+def measure_guidance(judge: Judge, split: str, rows: list, table: str) -> None:
+    """Measure the published network for each w and range of steps."""
+    for w, interval in rows:
         name = f"w {w:g}" + (f", steps {interval[0]} to {interval[1]}" if interval else "")
-        add("guidance", {name: measure(judge, load_drawer("patch_unet", NUM_STEPS, w, interval=interval))})
-    name = f"w {MORE_W:g}, {MORE['n']} images, {MORE_STEPS} steps, {MORE['seeds']} seed"
-    add("guidance", {name: measure(judge, load_drawer("patch_unet", MORE_STEPS, MORE_W), **MORE)})
-    add("guidance", {f"floor, {MORE['n']} images": mean_and_spread(judge.floor(MORE["n"]))})
+        drawer = load_drawer("patch_unet", NUM_STEPS, w, interval=interval)
+        add(table, {name: measure(judge, drawer, seeds_for(split))}, split)
+
+
+def measure_reported() -> None:
+    """Measure on the test images what was chosen; and one w with ten times the images, 50 steps and a single seed."""
+    judge, more, seeds = load_judge(split="test"), 10 * N, seeds_for("test")
+    measure_guidance(judge, "test", REPORTED, "reported")
+    found = measure(judge, load_drawer("patch_unet", 50, 2.0), seeds[:1], more)
+    add("reported", {f"w 2, {more} images, 50 steps, 1 seed": found}, "test")
+    floor = mean_and_spread(judge.floor(more, seeds, kinds_of(judge)))
+    add("reported", {f"floor, {more} images": floor}, "test")
 
 
 if __name__ == "__main__":
@@ -143,6 +152,8 @@ if __name__ == "__main__":
         case ["choices", *names]:
             measure_choices(names or list(VARIANTS))
         case ["guidance"]:
-            measure_guidance()
+            measure_guidance(load_judge(split="validation"), "validation", GUIDANCE, "guidance")
+        case ["reported"]:
+            measure_reported()
         case _:
             print(__doc__)

@@ -67,13 +67,12 @@ def measure() -> dict:
 
 def stored_fd() -> dict[str, float]:
     """Return the FD of each network and number of steps, of 1,000 images, mean over three seeds."""
-    board = read_leaderboard()
-    found = {name: row["fd"][0] for name, row in board["steps"].items()}
+    board, found = read_leaderboard(), {}
     for row in board["board"]["rows"].values():
         for name, options in NETWORKS.items():
             if options == {key: value for key, value in row.items() if key not in ("num_steps", "measures")}:
                 found[f"{name}: {row['num_steps']}"] = row["measures"]["fd"][0]
-    return found
+    return found | {name: row["fd"][0] for name, row in board["steps"].items()}
 
 
 def table() -> str:

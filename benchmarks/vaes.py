@@ -9,19 +9,20 @@ uv run python benchmarks/vaes.py measure        all of them and the published `v
 import sys
 
 import torch
-from exhibits import publish, train_card
+from exhibits import compared, publish, train_card
 
+from fmdiff_helpers.arguments import seeds_for
 from fmdiff_helpers.cards import PUBLISHED, read_card
 from fmdiff_helpers.checkpoints import load_pretrained, save_weights
 from fmdiff_helpers.data import describe_data, to_model, to_uint8
 from fmdiff_helpers.drawing import load_drawer
-from fmdiff_helpers.leaderboard import load_judge
+from fmdiff_helpers.leaderboard import kinds_of, load_judge
 from fmdiff_helpers.metrics import Judge, features, mean_and_spread
 from fmdiff_helpers.models.vae import active_units, kl_divergence
 from fmdiff_helpers.recipes import CARDS
 
 BETAS = (0, 0.01, 0.1, 1, 10, 392)
-STEPS, N, SEEDS = 1000, 10_000, 3
+STEPS, N, SPLIT = 1000, 10_000, "validation"
 
 
 def train_variant(beta: float) -> None:
@@ -36,13 +37,13 @@ def train_variant(beta: float) -> None:
 
 
 def measure(judge: Judge, name: str, x0: torch.Tensor) -> dict:
-    """Return how good samples from the prior and reconstructions are, and what the latent holds of test images x0."""
-    drawer, vae = load_drawer(name), load_pretrained(name)
-    drawn = (features(judge.classifier, to_uint8(drawer.draw(N, seed))) for seed in range(SEEDS))
+    """Return how good samples from the prior and reconstructions are, and what the latent holds of images x0."""
+    drawer, vae, seeds = load_drawer(name), load_pretrained(name), seeds_for(SPLIT)
+    drawn = (features(judge.classifier, to_uint8(drawer.draw(N, seed))) for seed in seeds)
     mu, log_var = (torch.cat(parts) for parts in zip(*map(vae.encode, x0.split(1000)), strict=True))
     return {
         "prior": mean_and_spread([judge.distances(found) for found in drawn]),
-        "ceiling": mean_and_spread(judge.ceiling(N, vae, range(SEEDS))),
+        "limit": mean_and_spread(judge.limit(N, vae, seeds, kinds_of(judge))),
         "kl": kl_divergence(mu, log_var).mean().item(),
         "active_units": active_units(mu),
     }
@@ -51,9 +52,10 @@ def measure(judge: Judge, name: str, x0: torch.Tensor) -> dict:
 def main() -> None:
     """Measure all and write the result into the card of the published `vae`."""
     torch.set_num_threads(1)
-    judge = load_judge()
+    judge = load_judge(split=SPLIT)
     names = ["vae", *(f"vae_vector_{beta:g}" for beta in BETAS)]
-    publish("vae", "exhibits", {"floor": mean_and_spread(judge.floor(N))}, n=N, seeds=SEEDS, device="cpu")
+    floor = mean_and_spread(judge.floor(N, seeds_for(SPLIT), kinds_of(judge)))
+    publish("vae", "exhibits", {"floor": floor}, **compared(SPLIT, N), device="cpu")
     for name in names:
         publish("vae", "exhibits", {name: measure(judge, name, to_model(judge.test_images))})
 

@@ -5,6 +5,7 @@ uv run python benchmarks/vectors.py train alike        the autoencoder without p
 uv run python benchmarks/vectors.py train early        the published denoiser, its weights kept early on, too
 uv run python benchmarks/vectors.py measure latents    both kinds, into the card of the published denoiser
 uv run python benchmarks/vectors.py measure guidance   the published denoiser, guided
+uv run python benchmarks/vectors.py measure reported   what was chosen so, on the test images
 """
 
 import os
@@ -12,22 +13,23 @@ import sys
 from pathlib import Path
 
 import torch
-from exhibits import publish, train_card
+from exhibits import compared, publish, train_card
 from torch import nn
 
+from fmdiff_helpers.arguments import seeds_for
 from fmdiff_helpers.cards import build, read_card
 from fmdiff_helpers.checkpoints import load_pretrained
 from fmdiff_helpers.data import describe_data, to_uint8
 from fmdiff_helpers.drawing import load_drawer
-from fmdiff_helpers.leaderboard import load_judge
+from fmdiff_helpers.leaderboard import kinds_of, load_judge
 from fmdiff_helpers.metrics import Judge, mean_and_spread
 from fmdiff_helpers.models.attention_autoencoder import ChannelAttention
 from fmdiff_helpers.recipes import CARDS, describe_autoencoder, profiles, train_network
 from fmdiff_helpers.results import Results
 from fmdiff_helpers.run import device_name
 
-N, SEEDS, NUM_STEPS, TRAINING_STEPS = 1000, 3, 50, 3000
-SCALES = (1.5, 2.0, 3.0)
+N, NUM_STEPS, TRAINING_STEPS = 1000, 50, 3000
+SCALES, REPORTED = (1.0, 1.5, 2.0, 3.0), (1.5, 2.0)
 STEPS = profiles("attention_autoencoder")["full"]["steps"]
 LATENTS = {"vector": False, "map": True}  # without places, or with
 DENOISERS = {
@@ -86,47 +88,53 @@ def train_early() -> None:
     train_network("vector_denoiser", folder, report=Results(folder, keep_every=1))
 
 
-def about() -> dict:
+def about(split: str) -> dict:
     """Return how everything here is measured."""
-    return {"n": N, "seeds": SEEDS, "steps": NUM_STEPS, "device": device_name(torch.device("cpu"))}
+    return compared(split, N) | {"steps": NUM_STEPS, "device": device_name(torch.device("cpu"))}
 
 
-def measured(judge: Judge, name: str, guidance: float | None = None) -> dict:
+def measured(judge: Judge, split: str, name: str, guidance: float | None = None) -> dict:
     """Return what a denoiser draws, measured."""
     drawer = load_drawer(name, NUM_STEPS, guidance)
     y = drawer.all_kinds(N)
-    found = mean_and_spread([judge.measure(to_uint8(drawer.draw(N, seed, y)), y) for seed in range(SEEDS)])
+    found = mean_and_spread([judge.measure(to_uint8(drawer.draw(N, seed, y)), y) for seed in seeds_for(split)])
     print(f"{name}: {found}", flush=True)
     return found
 
 
-def measure_latents(judge: Judge) -> dict:
+def measure_latents() -> dict:
     """Measure both kinds of latent: what they keep, and what the denoisers draw there."""
-    results = about() | {"training_steps": TRAINING_STEPS}
+    judge, results = load_judge(split="validation"), about("validation") | {"training_steps": TRAINING_STEPS}
     results["error, channels weighed"] = final_error(folder_of("vector"))
     results["error, channels alike"] = final_error(folder_of("alike"))
     for latent in LATENTS:
         autoencoder = load_pretrained(folder_of(latent))
         size = {"weights": sum(p.numel() for p in autoencoder.parameters())}
-        results[f"ceiling of the {latent}"] = mean_and_spread(judge.ceiling(N, autoencoder)) | size
+        limit = judge.limit(N, autoencoder, seeds_for("validation"), kinds_of(judge))
+        results[f"limit of the {latent}"] = mean_and_spread(limit) | size
         for name in DENOISERS:
             folder = folder_of(latent, name)
             size = {"weights": sum(p.numel() for p in load_pretrained(folder).parameters())}
-            results[f"{name} on the {latent}"] = measured(judge, folder) | size
+            results[f"{name} on the {latent}"] = measured(judge, "validation", folder) | size
     return results
 
 
-def measure_guidance(judge: Judge) -> dict:
+def measure_guidance(judge: Judge, split: str, scales: tuple[float, ...]) -> dict:
     """Measure the published denoiser, guided."""
-    return about() | {f"w {w:g}": measured(judge, "vector_denoiser", w) for w in SCALES}
+    return about(split) | {f"w {w:g}": measured(judge, split, "vector_denoiser", w) for w in scales}
 
 
-def measure(what: str) -> None:
-    """Measure one of `MEASURES` and write it into the card of the published denoiser."""
-    publish("vector_denoiser", what, MEASURES[what](load_judge()))
+def measure_scales() -> dict:
+    """Measure the published denoiser over w."""
+    return measure_guidance(load_judge(split="validation"), "validation", SCALES)
 
 
-MEASURES = {"latents": measure_latents, "guidance": measure_guidance}
+def measure_reported() -> dict:
+    """Measure on the test images what was chosen."""
+    return measure_guidance(load_judge(split="test"), "test", REPORTED)
+
+
+MEASURES = {"latents": measure_latents, "guidance": measure_scales, "reported": measure_reported}
 
 if __name__ == "__main__":
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count())))
@@ -138,6 +146,6 @@ if __name__ == "__main__":
         case ["train", latent] if latent in LATENTS:
             train_latent(latent)
         case ["measure", what] if what in MEASURES:
-            measure(what)
+            publish("vector_denoiser", what, MEASURES[what]())
         case _:
             print(__doc__)

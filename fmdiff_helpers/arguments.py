@@ -17,6 +17,10 @@ from typer.core import TyperGroup
 
 LEAST_IMAGES = 200  # the measures need more images than there are features, 128
 MOST_IMAGES = 60_000  # the training images: a floor of more real images cannot be measured
+# The split that samples are compared with -> the first seed. Validation images choose, test images report, and no seed
+# does both: what is chosen for its luck with one seed has no luck with another.
+FIRST_SEED = {"validation": 0, "test": 3}
+NUM_SEEDS = 3
 UsageError: Any = typer.BadParameter.__base__  # of click, or of the copy of click inside newer versions of typer
 
 Network = Annotated[str, typer.Argument(help="A published network, or a folder that `fmdiff train` wrote.")]
@@ -31,6 +35,15 @@ Interval = Annotated[
 ]
 NumSteps = Annotated[
     int | None, typer.Option("--steps", help="The number of steps. DDPM if left out or all of them, DDIM if fewer.")
+]
+
+Split = Annotated[
+    str,
+    typer.Option(
+        help="What samples are compared with. test: the test images, to report; the first seed is "
+        f"{FIRST_SEED['test']}. validation: the last 2,000 training images, to choose a strength or a number of steps, "
+        f"for example; the first seed is {FIRST_SEED['validation']}, and the last one {FIRST_SEED['test'] - 1}."
+    ),
 ]
 
 
@@ -64,6 +77,26 @@ def check_at_most(option: str, value: float, most: int, what: str) -> None:
     """Fail if a number is above `most`, which is the limit for `what`."""
     if value > most:
         raise fail(f"{option} is {value}; expected at most {most:,} {what}", 2)
+
+
+def seeds_for(split: str, number: int = NUM_SEEDS) -> range:
+    """Return the seeds of the samples that are compared with a split, "validation" or "test"."""
+    return range(FIRST_SEED[split], FIRST_SEED[split] + number)
+
+
+def check_split(split: str, seeds: int) -> None:
+    """Fail unless samples are compared with this split, and these are not more seeds than it has for itself."""
+    check_choice("--split", split, list(FIRST_SEED))
+    most = FIRST_SEED["test"]
+    if split == "validation":
+        check_at_most("--seeds", seeds, most, f"for validation, since those from {most} on are for the test split")
+
+
+def most_images(split: str) -> int:
+    """Return how many real images a floor has at most: the training images without those of the split."""
+    from fmdiff_helpers.data import NUM_VALIDATION
+
+    return MOST_IMAGES - (NUM_VALIDATION if split == "validation" else 0)
 
 
 def check_unused(options: dict[str, object], what: str) -> None:

@@ -12,21 +12,26 @@ import typer
 from fmdiff_helpers.arguments import (
     LEAST_IMAGES,
     MOST_IMAGES,
+    NUM_SEEDS,
     Commands,
     Guidance,
     Guide,
     Interval,
     Network,
     NumSteps,
+    Split,
     check_at_least,
     check_at_most,
     check_choice,
     check_place,
+    check_split,
     check_unused,
     describe_error,
     fail,
     is_first,
+    most_images,
     plain_errors,
+    seeds_for,
     typed,
 )
 from fmdiff_helpers.lab import find_lesson, has_browser, lab_arguments
@@ -293,7 +298,8 @@ def evaluate(
         str, typer.Argument(help="A published network, a folder that `fmdiff train` wrote, a .npz of images, or all.")
     ],
     n: Annotated[int | None, typer.Option("-n", help="Images for each seed, 1,000 if left out.")] = None,
-    seeds: Annotated[int | None, typer.Option(help="Sets of images, for the spread, 3 if left out.")] = None,
+    seeds: Annotated[int | None, typer.Option(help=f"Sets of images, for the spread, {NUM_SEEDS} if left out.")] = None,
+    split: Split = "test",
     steps: NumSteps = None,
     guidance: Guidance = None,
     guide: Guide = None,
@@ -302,8 +308,9 @@ def evaluate(
 ) -> None:
     """Compare samples with the test images, beside as many real images; or measure the accuracy of a classifier.
 
-    An autoencoder, and a denoiser of its latents, also get the measures of real images that it reconstructs: no sample
-    can be better. A .npz holds `images` uint8 (N, 28, 28) or (N, 1, 28, 28) and, where they are known, `labels` (N,).
+    The real images, the floor, have equally many of each kind where the samples do. An autoencoder, and a denoiser of
+    its latents, also get the measures of real images that it reconstructs, the limit: no sample can be better. A .npz
+    holds `images` uint8 (N, 28, 28) or (N, 1, 28, 28) and, where they are known, `labels` (N,).
     `all` measures every row of the leaderboard; each row has its own options.
     """
     from fmdiff_helpers.evaluation import evaluate_all, evaluate_file, evaluate_network
@@ -312,17 +319,19 @@ def evaluate(
     if name.lower().endswith(".npz"):
         names = ("-n", "--seeds", "--steps", "--guidance", "--guide", "--interval")
         check_unused(dict(zip(names, (n, seeds, *request), strict=True)), "a file of images")
-        evaluate_file(name, as_json)
+        check_split(split, NUM_SEEDS)
+        evaluate_file(name, split, as_json)
         return
-    n, seeds = 1000 if n is None else n, 3 if seeds is None else seeds
-    check_at_least("-n", n, LEAST_IMAGES)
-    check_at_most("-n", n, MOST_IMAGES, "images, as many as the floor has")
+    n, seeds = 1000 if n is None else n, NUM_SEEDS if seeds is None else seeds
     check_at_least("--seeds", seeds, 1)
     check_at_most("--seeds", seeds, 100, "sets of images")
+    check_split(split, seeds)
+    check_at_least("-n", n, LEAST_IMAGES)
+    check_at_most("-n", n, most_images(split), "images, as many as the floor has")
     if name != "all":
-        evaluate_network(name, request, n, seeds, as_json)
+        evaluate_network(name, request, n, seeds_for(split, seeds), split, as_json)
     elif request == (None, None, None, None):
-        evaluate_all(n, seeds, as_json)
+        evaluate_all(n, seeds_for(split, seeds), split, as_json)
     else:
         raise fail("all rows of the leaderboard have their own steps and guidance; leave those options out", 2)
 

@@ -38,6 +38,8 @@ FILES = {
 }
 ALL_FILES = FILES["train"] | FILES["test"]
 STANDIN_SIZES = {"train": 60_000, "test": 10_000}
+NUM_VALIDATION = 2000  # the last images of the training split, to choose by: the test images only report
+SPLITS = ("train", "validation", "test")
 REPAIR = "run `uv run fmdiff data --repair` to download it again"
 STANDIN_NOTICE = (
     "NOTICE: Fashion-MNIST is not on this machine and could not be downloaded ({reason}).\n"
@@ -157,18 +159,22 @@ def fetch_fashion_mnist() -> Path | None:
 
 
 def load_fashion_mnist(split: str = "train", device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """Load a split, "train" or "test", as images uint8 (N, 1, 28, 28) and labels int64 (N,) on `device`.
+    """Load a split as images uint8 (N, 1, 28, 28) and labels int64 (N,) on `device`.
 
-    The first use downloads the files; without a network, a stand-in is drawn, with a notice. Raises DataError for a
-    missing or damaged file. (Xiao et al. 2017)
+    "train" is all 60,000 training images, "validation" the last `NUM_VALIDATION` of them, and "test" the 10,000 test
+    images. The first use downloads the files; without a network, a stand-in is drawn, with a notice. Raises DataError
+    for a missing or damaged file, ValueError for another split. (Xiao et al. 2017)
     """
-    if split not in FILES:
-        raise ValueError(f"split is {split!r}; expected one of {', '.join(map(repr, FILES))}")
+    if split not in SPLITS:
+        raise ValueError(f"split is {split!r}; expected one of {', '.join(map(repr, SPLITS))}")
+    stored = "train" if split == "validation" else split
     raw = fetch_fashion_mnist()
     if raw is None:
-        images, labels = draw_garments(STANDIN_SIZES[split], seed=list(FILES).index(split))
+        images, labels = draw_garments(STANDIN_SIZES[stored], seed=list(FILES).index(stored))
     else:
-        images, labels = (read_tensor(raw, name) for name in FILES[split])
+        images, labels = (read_tensor(raw, name) for name in FILES[stored])
+    if split == "validation":
+        images, labels = images[-NUM_VALIDATION:], labels[-NUM_VALIDATION:]
     return images.to(device), labels.to(device)
 
 

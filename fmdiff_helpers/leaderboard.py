@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fmdiff_helpers.batching import this_process
 from fmdiff_helpers.cards import PUBLISHED, WeightsError, find_weights
@@ -49,11 +49,15 @@ def read_leaderboard() -> dict:
     return json.loads(STORED.read_text(encoding="utf-8"))
 
 
-def load_judge(device: torch.device | str = "cpu") -> Judge:
+def load_judge(device: torch.device | str = "cpu", split: str = "test") -> Judge:
     """Return the judge of images: it has the published classifier and encoder, and the dataset on `device`.
 
-    WeightsError or DataError where one of them is missing or damaged.
+    It compares with a split: "test", to report, or "validation", to choose; its training images are then those without
+    the validation images. ValueError for another split; WeightsError or DataError where a network or the data are
+    missing or damaged.
     """
+    if split not in ("validation", "test"):
+        raise ValueError(f"split is {split!r}; expected 'validation', to choose, or 'test', to report")
     for name in ("classifier", "encoder"):
         try:
             find_weights(name)
@@ -64,8 +68,20 @@ def load_judge(device: torch.device | str = "cpu") -> Judge:
             ) from None
     classifier, encoder = (load_pretrained(name, device) for name in ("classifier", "encoder"))
     with this_process().local_main_process_first():
-        images = [load_fashion_mnist(split, device)[0] for split in ("train", "test")]
-    return Judge(classifier, *images, encoder)
+        train_images, images = (load_fashion_mnist(part, device)[0] for part in ("train", split))
+    if split == "validation":  # the end of the training split
+        train_images = train_images[: -len(images)]
+    return Judge(classifier, train_images, images, encoder)
+
+
+def kinds_of(judge: Judge) -> Tensor:
+    """Return the labels (N,) of a judge's training images, for a floor with equally many of each kind."""
+    return load_fashion_mnist("train")[1][: len(judge.train_images)]
+
+
+def has_equal_kinds(labels: Tensor | None) -> bool:
+    """Tell whether labels (N,) have equally many of each of the ten kinds, but for one; False for None."""
+    return labels is not None and bool((count := labels.bincount(minlength=10)).max() - count.min() <= 1)
 
 
 def clock(device: torch.device | str) -> float:
@@ -101,25 +117,31 @@ def measure_row(judge: Judge, row: str, n: int, seeds: Sequence[int], device: to
     return ROWS[row] | {"measures": measure_drawer(judge, load_drawer(**ROWS[row], device=device), n, seeds)}
 
 
-def measure_floors(judge: Judge, n: int) -> dict[str, Measures]:
-    """Return the measures of n real images, by row: images at random, and as many of each kind."""
-    floors = {"floor": judge.floor(n), "floor, equal kinds": judge.floor(n, labels=load_fashion_mnist("train")[1])}
+def measure_floors(judge: Judge, n: int, seeds: Sequence[int]) -> dict[str, Measures]:
+    """Return the measures of n real images, by row: images at random, and equally many of each kind."""
+    floors = {"floor": judge.floor(n, seeds), "floor, equal kinds": judge.floor(n, seeds, kinds_of(judge))}
     return {row: mean_and_spread(measured) for row, measured in floors.items()}
+
+
+def of_equal_kinds(drawer: Drawer | None, autoencoder: nn.Module | None) -> bool:
+    """Tell whether what is measured has equally many of each kind: a network's that takes labels, an autoencoder's."""
+    return autoencoder is not None or (drawer is not None and drawer.takes_labels)
 
 
 def measure_columns(
     judge: Judge, n: int, seeds: Sequence[int], drawer: Drawer | None, autoencoder: nn.Module | None
 ) -> dict[str, Measures]:
-    """Return the measures of n images in up to three columns.
+    """Return the measures of n images in up to three columns, each over the seeds.
 
-    "measures": samples of a drawer, over the seeds. "floor": real images. "ceiling": real images that an autoencoder
-    has reconstructed.
+    "measures": samples of a drawer. "floor": real images, equally many of each kind, or at random unless
+    `of_equal_kinds`. "limit": as many that an autoencoder has reconstructed.
     """
-    columns = {"floor": mean_and_spread(judge.floor(n))}
+    kinds = kinds_of(judge) if of_equal_kinds(drawer, autoencoder) else None
+    columns = {"floor": mean_and_spread(judge.floor(n, seeds, kinds))}
     if drawer:
         y = drawer.all_kinds(n)
         measured = [judge.measure(to_uint8(drawer.draw(n, seed, y)), y) for seed in seeds]
         columns = {"measures": mean_and_spread(measured)} | columns
     if autoencoder:
-        columns["ceiling"] = mean_and_spread(judge.ceiling(n, autoencoder))
+        columns["limit"] = mean_and_spread(judge.limit(n, autoencoder, seeds, kinds))
     return columns

@@ -1,4 +1,4 @@
-"""How good are samples? Distances to the test images, precision and recall, copying: each compared with its floor.
+"""How good are samples? Distances to real images, precision and recall, copying: each compared with its floor.
 
 Garments are compared by the features of the published classifier, which was trained on the training split only. So a
 Fréchet distance here (`fd`) is computed like the FID, and a kernel distance (`kd`) like the KID, but can be compared
@@ -173,10 +173,11 @@ def distances(found: Tensor, real: Tensor) -> dict[str, float]:
 class Judge:
     """Measure samples against the test images; everything about the real images is computed once, at the start.
 
-    `classifier` gives the features; images are uint8 (N, 1, 28, 28). With an `encoder`, which has never seen a label,
-    all distances are also measured with its features; their names begin with "label_free_". The processes of
-    `accelerate launch` share the work: each makes the same calls with the same images and gets the same numbers. The
-    start takes 25 s on a CPU core.
+    Where something is chosen, the images of the validation split are in the place of the test images. `classifier`
+    gives the features; images are uint8 (N, 1, 28, 28). With an `encoder`, which has never seen a label, all distances
+    are also measured with its features; their names begin with "label_free_". The processes of `accelerate launch`
+    share the work: each makes the same calls with the same images and gets the same numbers. The start takes 25 s on a
+    CPU core.
     """
 
     def __init__(
@@ -244,14 +245,16 @@ class Judge:
         return [each | {"copying": 0.05} for each in measures]
 
     @torch.no_grad()
-    def ceiling(self, n: int, autoencoder: nn.Module, seeds: Sequence[int] = (0, 1, 2)) -> list[dict[str, float]]:
-        """Return the scores of n random training images that an autoencoder has encoded and decoded, for each seed.
+    def limit(
+        self, n: int, autoencoder: nn.Module, seeds: Sequence[int] = (0, 1, 2), labels: Tensor | None = None
+    ) -> list[dict[str, float]]:
+        """Return the scores of n training images from `real` that an autoencoder has reconstructed, for each seed.
 
         No denoiser in its latent space can be expected to do better. `squared_error` is a mean over pixels in [-1, 1].
         """
         measures = []
         for seed in seeds:
-            x0 = to_model(self.real(n, seed))
+            x0 = to_model(self.real(n, seed, labels))
             x_hat = torch.cat([autoencoder.from_latent(autoencoder.to_latent(x)) for x in x0.split(500)])
             images = to_uint8(x_hat)
             found = self.distances(self.features(images)) | self.label_free_distances(images)

@@ -20,13 +20,11 @@ from fmdiff_helpers.cards import (
     read_card,
     takes_labels,
 )
-from fmdiff_helpers.data import describe_data, is_there, load_fashion_mnist, raw_folder, to_model
+from fmdiff_helpers.data import NUM_VALIDATION, describe_data, is_there, load_fashion_mnist, raw_folder, to_model
 from fmdiff_helpers.drawing import autoencoder_of
 from fmdiff_helpers.endings import Signals, only_writer
 from fmdiff_helpers.guidance import drop_labels
 from fmdiff_helpers.train import Run, check_folder, check_recipe, train
-
-NUM_VALIDATION = 2000  # the last images of the training split; no training and no choice ever uses the test split
 
 
 def new_card(

@@ -1,6 +1,6 @@
 """Tables for people: how the command prints measures."""
 
-HEADS = {"measures": "mean", "floor": "floor", "ceiling": "ceiling"}
+HEADS = {"measures": "mean", "floor": "floor", "limit": "limit"}
 BOARD = ("fd", "label_free_fd", "kd", "precision", "recall", "coverage", "label_accuracy", "copying", "seconds")
 
 
@@ -14,9 +14,14 @@ def evaluation_table(columns: dict[str, dict[str, tuple[float, float]]]) -> str:
     return "\n".join(lines)
 
 
-def board_head(n: int, seeds: int, device: object, data: str) -> str:
+def describe_seeds(seeds: range) -> str:
+    """Say which seeds have a set of images each: "seed 3", or "each of the seeds 3 to 5"."""
+    return f"seed {seeds[0]}" if len(seeds) == 1 else f"each of the seeds {seeds[0]} to {seeds[-1]}"
+
+
+def board_head(n: int, seeds: range, device: object, data: str) -> str:
     """Return the first two lines of the leaderboard; `data` is the name of what the images are compared with."""
-    about = f"{n} images for each of {seeds} seeds, mean ± spread, on {device}, compared with {data}"
+    about = f"{n} images for {describe_seeds(seeds)}, mean ± spread, on {device}, compared with {data}"
     about += "; seconds are for 1,000 images"
     return about + "\n" + " " * 28 + "".join(f"{measure:>20}" for measure in BOARD)
 

@@ -7,6 +7,7 @@ import hashlib
 import http.client
 import json
 import os
+import re
 import shlex
 import shutil
 import socket
@@ -34,6 +35,7 @@ from fmdiff_helpers import (
     recipes,
     results,
 )
+from fmdiff_helpers.arguments import seeds_for
 from fmdiff_helpers.checkpoints import load_pretrained, save_weights
 from fmdiff_helpers.drawing import load_drawer
 from fmdiff_helpers.recipes import cosine, new_card, profiles
@@ -244,9 +246,10 @@ def here(networks, tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def garments(monkeypatch) -> dict[str, list[torch.Tensor]]:
-    """A few drawn garments and their labels instead of both splits of the dataset, on the device of this process."""
+    """A few drawn garments and their labels instead of the splits of the dataset, on the device of this process."""
     device = PartialState().device
     drawn = {"train": draw_garments(300, seed=0), "test": draw_garments(250, seed=1)}
+    drawn["validation"] = [part[-60:] for part in drawn["train"]]
     splits = {split: [part.to(device) for part in parts] for split, parts in drawn.items()}
     for module in (data, leaderboard, evaluation):
         monkeypatch.setattr(module, "load_fashion_mnist", lambda split, device="cpu": splits[split])
@@ -581,11 +584,11 @@ def test_show_refuses(here, garments, arguments, said):
 # fmdiff evaluate
 
 
-def judge_of(garments) -> metrics.Judge:
-    """Return the judge with the tiny classifier and encoder, and the drawn garments."""
-    images = (garments[split][0] for split in ("train", "test"))
+def judge_of(garments, split: str = "test") -> metrics.Judge:
+    """Return the judge with the tiny classifier and encoder, and drawn garments; one that chooses knows 240 of 300."""
+    train_images = garments["train"][0][: 240 if split == "validation" else 300]
     classifier, encoder = (load_pretrained(name, PartialState().device) for name in ("classifier", "encoder"))
-    return metrics.Judge(classifier, *images, encoder)
+    return metrics.Judge(classifier, train_images, garments[split][0], encoder)
 
 
 def close(measures: list[dict]) -> dict:
@@ -594,6 +597,7 @@ def close(measures: list[dict]) -> dict:
     return {name: pytest.approx(values, rel=1e-3, abs=1e-9) for name, values in found}
 
 
+@pytest.mark.parametrize("split, seeds, named", [("", (3, 4), "3 to 4"), ("--split validation", (0, 1), "0 to 1")])
 @pytest.mark.parametrize(
     "name, options, request_, how",
     [
@@ -609,28 +613,36 @@ def close(measures: list[dict]) -> dict:
          "2 steps, guidance 2 away from weaker, at steps 4 to 7, "),
     ],
 )  # fmt: skip
-def test_evaluate_prints_measures_floor_and_ceiling_as_json_and_as_a_table(
-    here, garments, name, options, request_, how
+def test_evaluate_prints_measures_floor_and_limit_as_json_and_as_a_table(
+    here, garments, name, options, request_, how, split, seeds, named
 ):
-    """Samples have a label accuracy if the network takes labels; an autoencoder has a ceiling."""
-    arguments, judge, device = f"evaluate {name} -n 200 --seeds 2 {options}", judge_of(garments), PartialState().device
+    """Samples have a label accuracy if the network takes labels; an autoencoder has a limit.
+
+    The floor has equally many of each kind where the samples, or what is reconstructed, do.
+    """
+    compared, device = split.removeprefix("--split ") or "test", PartialState().device
+    arguments, judge = f"evaluate {name} -n 200 --seeds 2 {options} {split}", judge_of(garments, compared)
     found, expected = json.loads(fmdiff(f"{arguments} --json").stdout), {}
     if request_ is not None:
         y = None if name in ("tiny", "my_vae") else torch.arange(200) % 10
-        expected["measures"] = [judge.measure(drawn(name, 200, seed, **request_).to(device), y) for seed in (0, 1)]
-    expected["floor"] = judge.floor(200)
+        expected["measures"] = [judge.measure(drawn(name, 200, seed, **request_).to(device), y) for seed in seeds]
+    kinds = None if name == "tiny" else garments["train"][1][: len(judge.train_images)]
+    expected["floor"] = judge.floor(200, seeds, kinds)
     if name in ("my_vae", "my_unet", "my_autoencoder"):
-        expected["ceiling"] = judge.ceiling(200, shown(name))
+        expected["limit"] = judge.limit(200, shown(name), seeds, kinds)
     columns = {column: found.pop(column) for column in expected}
     assert columns == {column: close(measures) for column, measures in expected.items()}
     chosen = dict(request_ or {})
     num_steps = chosen.pop("num_steps", 8 if name == "tiny" else None)
-    about = {"network": name, "n": 200, "seeds": 2, "steps": num_steps, "device": str(device)}
-    assert found == about | chosen | {"data": data.dataset_name()}
+    about = {"network": name, "n": 200, "seeds": 2, "first_seed": seeds[0], "steps": num_steps, "device": str(device)}
+    about |= {"data": data.dataset_name(), "split": compared, "equal_kinds": kinds is not None}
+    assert found == about | chosen
 
     title, head, *rows = fmdiff(arguments).stdout.splitlines()
-    assert title == f"{name}: 200 images for each of 2 seeds, {how}on {device}, compared with {data.dataset_name()}"
-    heads = {"measures": "mean", "floor": "floor", "ceiling": "ceiling"}
+    floor = "kinds at random" if name == "tiny" else "equally many of each kind"
+    source = f"compared with {data.dataset_name()}, {compared} split; floor: {floor}"
+    assert title == f"{name}: 200 images for each of the seeds {named}, {how}on {device}, {source}"
+    heads = {"measures": "mean", "floor": "floor", "limit": "limit"}
     assert head.split() == [word for column in columns for word in (heads[column], "spread")]
     assert [row.split()[0] for row in rows] == list(dict.fromkeys(name for each in columns.values() for name in each))
     for row in rows:  # each number below the end of its head, and nothing where there is none
@@ -639,16 +651,19 @@ def test_evaluate_prints_measures_floor_and_ceiling_as_json_and_as_a_table(
         assert cells == ["" if value is None else f"{value:.4f}" for value in values]
 
 
-def test_evaluate_says_how_many_test_images_a_classifier_gets_right_on_the_device_of_this_process(
-    here, garments, monkeypatch
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_evaluate_says_how_many_images_a_classifier_gets_right_on_the_device_of_this_process(
+    here, garments, monkeypatch, split
 ):
-    images, labels = garments["test"]
+    images, labels = garments[split]
     seen, accuracy, source = [], metrics.accuracy, data.dataset_name()
     monkeypatch.setattr(evaluation, "accuracy", lambda model, *data: seen.append(model) or accuracy(model, *data))
     right = (shown("classifier")(data.to_model(images)).argmax(1) == labels).cpu().double().mean().item()
-    assert fmdiff("evaluate classifier").stdout == f"classifier: {right:.2%} of the test images right, of {source}\n"
-    expected = {"network": "classifier", "data": source, "test_accuracy": right}
-    assert json.loads(fmdiff("evaluate classifier --json").stdout) == expected
+    option = "" if split == "test" else "--split validation"
+    line = f"classifier: {right:.2%} of the {split} images right, of {source}\n"
+    assert fmdiff(f"evaluate classifier {option}").stdout == line
+    expected = {"network": "classifier", "data": source, f"{split}_accuracy": right}
+    assert json.loads(fmdiff(f"evaluate classifier {option} --json").stdout) == expected
     assert {parameter.device for model in seen for parameter in model.parameters()} == {PartialState().device}
 
 
@@ -658,7 +673,7 @@ def test_evaluate_says_how_many_test_images_a_linear_layer_on_an_encoders_featur
     right = metrics.linear_probe(*(part for pair in pairs for part in pair))
     printed = f"encoder: {right:.2%} of the test images right by a linear layer, of {source}\n"
     assert fmdiff("evaluate encoder").stdout == printed
-    expected = {"network": "encoder", "data": source, "linear_probe": right}
+    expected = {"network": "encoder", "data": source, "split": "test", "linear_probe": right}
     assert json.loads(fmdiff("evaluate encoder --json").stdout) == expected
 
 
@@ -672,6 +687,13 @@ OWN_OPTIONS = "all rows of the leaderboard have their own steps and guidance; le
         *((f"{name} -n {n}", f"-n is {n}; expected at least 200") for name in ("tiny", "all") for n in (199, -1)),
         *((f"{name} -n 60001", "-n is 60001; expected at most 60,000 images") for name in ("tiny", "all")),
         ("tiny --seeds 101", "--seeds is 101; expected at most 100 sets of images"),
+        *((f"{name} --split {split}", f"--split is '{split}'; expected one of validation, test")
+          for name in ("tiny", "all", "classifier", "mine.npz") for split in ("train", "Test", "x")),
+        *((f"{name} --split validation --seeds 4",
+           "--seeds is 4; expected at most 3 for validation, since those from 3 on are for the test split")
+          for name in ("tiny", "all")),
+        *((f"{name} --split validation -n 58001", "-n is 58001; expected at most 58,000 images")
+          for name in ("tiny", "all")),
         *((f"mine.NPZ {option}", f"{option.split()[0]} is given, but means nothing for a file of images; leave it out")
           for option in ("-n 1000", "--seeds 3", "--steps 2", "--guidance 0", "--guide weaker", "--interval 0 0")),
         ("mine.npz", "'mine.npz' is not there; expected a .npz file"),
@@ -687,17 +709,25 @@ def test_evaluate_refuses(here, garments, arguments, said):
     check_refused(here, f"evaluate {arguments}", said)
 
 
-@pytest.mark.parametrize("name", ["labelled", "tiny"])
-def test_a_file_of_samples_gets_the_measures_of_its_images_and_the_floor_of_as_many(here, garments, name):
-    """Here 210 of them; a file without labels has no label accuracy."""
-    assert fmdiff(f"sample {name} -n 210 -o mine.Npz").exit_code == 0
-    judge, device = judge_of(garments), PartialState().device
-    y = torch.arange(210) % 10 if name == "labelled" else None
-    expected = {"measures": close([judge.measure(drawn(name, 210), y)]), "floor": close(judge.floor(210))}
-    about = {"file": "mine.Npz", "n": 210, "device": str(device), "data": data.dataset_name()}
-    assert json.loads(fmdiff("evaluate mine.Npz --json").stdout) == about | expected
-    title, head, *rows = fmdiff("evaluate mine.Npz").stdout.splitlines()
-    assert title == f"mine.Npz: 210 images, on {device}, compared with {data.dataset_name()}"
+@pytest.mark.parametrize("split, seeds", [("test", (3, 4, 5)), ("validation", (0, 1, 2))])
+@pytest.mark.parametrize("name, label", [("labelled", None), ("labelled", 3), ("tiny", None)])
+def test_a_file_of_samples_gets_the_measures_of_its_images_and_the_floor_of_as_many(
+    here, garments, name, label, split, seeds
+):
+    """Here 213 of them; a file without labels has no label accuracy. Only all kinds in turn are equally many."""
+    assert fmdiff(f"sample {name} -n 213 -o mine.Npz {'' if label is None else '--label 3'}").exit_code == 0
+    judge, device = judge_of(garments, split), PartialState().device
+    y = None if name == "tiny" else torch.arange(213) % 10 if label is None else torch.full((213,), label)
+    equal_kinds = name == "labelled" and label is None
+    floor = judge.floor(213, seeds, garments["train"][1][: len(judge.train_images)] if equal_kinds else None)
+    expected = {"measures": close([judge.measure(drawn(name, 213, label=label), y)]), "floor": close(floor)}
+    about = {"file": "mine.Npz", "n": 213, "device": str(device), "data": data.dataset_name()}
+    about |= {"split": split, "equal_kinds": equal_kinds}
+    assert json.loads(fmdiff(f"evaluate mine.Npz --split {split} --json").stdout) == about | expected
+    title, head, *rows = fmdiff(f"evaluate mine.Npz --split {split}").stdout.splitlines()
+    floor = "equally many of each kind" if equal_kinds else "kinds at random"
+    source = f"compared with {data.dataset_name()}, {split} split; floor: {floor}"
+    assert title == f"mine.Npz: 213 images, on {device}, {source}"
     assert head.split() == ["mean", "spread", "floor", "spread"]
     assert [row.split()[0] for row in rows] == list(expected["measures"])
 
@@ -708,8 +738,11 @@ def test_a_file_of_more_images_than_the_floor_has_or_too_few_is_refused(here, ga
         (301, "'x.npz' is 301; expected at most 300"),
     ):
         np.savez("x.npz", images=np.zeros((n, 28, 28), np.uint8))
-        monkeypatch.setattr(evaluation, "MOST_IMAGES", 300)
+        monkeypatch.setattr("fmdiff_helpers.arguments.MOST_IMAGES", 300)
         check_refused(here, "evaluate x.npz", words)
+    monkeypatch.setattr(data, "NUM_VALIDATION", 60)
+    np.savez("x.npz", images=np.zeros((241, 28, 28), np.uint8))
+    check_refused(here, "evaluate x.npz --split validation", "'x.npz' is 241; expected at most 240")
 
 
 @pytest.mark.parametrize("offline", [False, True])
@@ -857,23 +890,28 @@ def board(here, garments, monkeypatch) -> dict[str, dict]:
     return rows
 
 
-def test_evaluate_all_measures_two_floors_and_every_row_as_json_and_line_by_line(board, garments):
-    found = json.loads(fmdiff("evaluate all -n 210 --seeds 2 --json").stdout)
-    judge, device = judge_of(garments), PartialState().device
-    floors = {"floor": judge.floor(210), "floor, equal kinds": judge.floor(210, labels=garments["train"][1])}
+@pytest.mark.parametrize("split, seeds", [("test", (3, 4)), ("validation", (0, 1))])
+def test_evaluate_all_measures_two_floors_and_every_row_as_json_and_line_by_line(board, garments, split, seeds):
+    found = json.loads(fmdiff(f"evaluate all -n 210 --seeds 2 --split {split} --json").stdout)
+    judge, device = judge_of(garments, split), PartialState().device
+    kinds = garments["train"][1][: len(judge.train_images)]
+    floors = {"floor": judge.floor(210, seeds), "floor, equal kinds": judge.floor(210, seeds, kinds)}
     expected = {row: close(measures) for row, measures in floors.items()}
-    about = {"n": 210, "seeds": 2, "device": str(device), "data": data.dataset_name()}
+    about = {"n": 210, "seeds": 2, "first_seed": seeds[0], "device": str(device)}
+    about |= {"data": data.dataset_name(), "split": split}
     assert found == about | {"rows": found["rows"]} | expected
     assert list(found["rows"]) == list(board)
     for name, row in found["rows"].items():
         options = {key: value for key, value in row.items() if key != "measures"}
         y = None if name in ("tiny", "a VAE") else torch.arange(210) % 10
-        each = [judge.measure(drawn(**options, n=210, seed=seed).to(device), y) | {"seconds": 0.0} for seed in (0, 1)]
+        each = [judge.measure(drawn(**options, n=210, seed=seed).to(device), y) | {"seconds": 0.0} for seed in seeds]
         assert options == board[name] and row["measures"] == close(each)
 
-    title, head, *lines = fmdiff("evaluate all -n 210 --seeds 2").stdout.splitlines()
-    how = f"mean ± spread, on {device}, compared with {data.dataset_name()}; seconds are for 1,000 images"
-    assert title == f"210 images for each of 2 seeds, {how}"
+    title, head, *lines = fmdiff(f"evaluate all -n 210 --seeds 2 --split {split}").stdout.splitlines()
+    how = (
+        f"mean ± spread, on {device}, compared with {data.dataset_name()}, {split} split; seconds are for 1,000 images"
+    )
+    assert title == f"210 images for each of the seeds {seeds[0]} to {seeds[1]}, {how}"
     measures = ["fd", "kd", "precision", "recall", "label_accuracy", "copying", "seconds"]
     assert head.split() == measures and [line[:28].rstrip() for line in lines] == [*floors, *board]
     columns = [*(found[row] for row in floors), *(row["measures"] for row in found["rows"].values())]
@@ -894,6 +932,21 @@ def test_where_a_row_cannot_be_measured_those_before_it_are_printed_and_one_line
     assert result.stderr.split("\r")[-1].startswith("fmdiff: there are no weights 'nowhere'; published are: ")
     result = fmdiff("evaluate all -n 200 --seeds 1 --json")
     assert result.exit_code == 2 and result.stdout == ""
+
+
+def test_without_options_evaluate_reports_with_three_seeds_that_choose_nothing(here, garments):
+    found = json.loads(fmdiff("evaluate my_vae -n 200 --json").stdout)
+    assert (found["split"], found["first_seed"], found["seeds"]) == ("test", 3, 3)
+    assert fmdiff("evaluate my_vae -n 200 --seeds 1").stdout.startswith("my_vae: 200 images for seed 3, ")
+    chosen, reported = (seeds_for(split) for split in ("validation", "test"))
+    assert [*chosen, *reported] == [0, 1, 2, 3, 4, 5]
+
+
+def test_the_help_of_evaluate_says_which_split_and_seeds_choose_and_which_report():
+    help = " ".join(re.sub("[│╭╮╰╯─]", " ", fmdiff("evaluate --help").output).split())
+    assert "test: the test images, to report; the first seed is 3." in help
+    assert "validation: the last 2,000 training images, to choose" in help
+    assert "the first seed is 0, and the last one 2." in help
 
 
 # fmdiff train

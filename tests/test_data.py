@@ -132,7 +132,24 @@ def test_the_stand_in_has_the_sizes_of_the_real_dataset_and_each_class_has_a_nam
     assert len(set(data.CLASS_NAMES)) == 10
 
 
+def test_validation_is_the_last_2000_of_the_real_training_images(real_raw):
+    (images, labels), (train, train_labels) = (load_fashion_mnist(split) for split in ("validation", "train"))
+    assert data.NUM_VALIDATION == len(images) == len(labels) == 2000
+    assert torch.equal(images, train[58_000:]) and torch.equal(labels, train_labels[58_000:])
+
+
 # Reading files
+
+
+@pytest.mark.parametrize("error", [None, URLError("no network")], ids=["files", "stand-in"])
+def test_validation_is_the_end_of_the_training_split_of_files_and_of_the_stand_in(
+    small, fresh, serve, monkeypatch, error
+):
+    serve(small, error)
+    monkeypatch.setattr(data, "NUM_VALIDATION", 7)
+    (images, labels), (train, train_labels) = (load_fashion_mnist(split) for split in ("validation", "train"))
+    assert images.shape == (7, 1, 28, 28) and len(train) == SMALL_SIZES["train"]
+    assert torch.equal(images, train[-7:]) and torch.equal(labels, train_labels[-7:])
 
 
 @every_split
@@ -197,9 +214,9 @@ def test_a_missing_file_is_an_error_that_names_it_and_its_repair(small, name, fo
     assert list(data.find_problems(raw_folder())) == [name]
 
 
-@pytest.mark.parametrize("split", ["train ", "Train", "", None, 0])
-def test_an_unknown_split_is_an_error_that_names_it_and_the_two_there_are(small, split):
-    with pytest.raises(ValueError, match=f"split is {split!r}; expected one of 'train', 'test'"):
+@pytest.mark.parametrize("split", ["train ", "Train", "valid", "", None, 0])
+def test_an_unknown_split_is_an_error_that_names_it_and_the_three_there_are(small, split):
+    with pytest.raises(ValueError, match=f"split is {split!r}; expected one of 'train', 'validation', 'test'$"):
         load_fashion_mnist(split)
 
 

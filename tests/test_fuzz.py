@@ -105,6 +105,7 @@ def small(tmp_path_factory, on_the_processor) -> Path:
     folder = tmp_path_factory.mktemp("fuzz")
     write_folder(folder)
     drawn = {"train": draw_garments(300, seed=0), "test": draw_garments(60, seed=1)}
+    drawn["validation"] = [part[-60:] for part in drawn["train"]]
 
     def train_network(name, folder, autoencoder=None, **changes):
         return None, [{"step": changes["steps"], "loss": 1.0, "validation": {"loss": 0.5}}]
@@ -117,7 +118,7 @@ def small(tmp_path_factory, on_the_processor) -> Path:
         judge = Judge(load_pretrained("classifier"), drawn["train"][0], drawn["test"][0])
         for module in (data, leaderboard, evaluation):
             patch.setattr(module, "load_fashion_mnist", lambda split="train", device="cpu": drawn[split])
-        patch.setattr(evaluation, "load_judge", lambda device: judge)
+        patch.setattr(evaluation, "load_judge", lambda device, split="test": judge)
         patch.setattr(evaluation, "LEAST_IMAGES", 20)
         patch.setattr(evaluation, "measure_columns", measure_few)
         patch.setattr(evaluation, "measure_row", lambda judge, row, *_: leaderboard.measure_row(judge, row, 30, [0]))

@@ -38,6 +38,38 @@ class Noisy:
         return garments + 0.3 * noise + (0 if y is None else 0.1 * y.reshape(-1, 1, 1, 1))
 
 
+# The judge
+
+
+@pytest.mark.parametrize("split, number, known", [("test", 250, 300), ("validation", 60, 240)])
+def test_the_judge_compares_with_a_split_and_never_knows_its_images(monkeypatch, split, number, known):
+    """The validation images are the end of the training split: floor, limit and copying are measured without them."""
+    drawn = {"train": draw_garments(300, seed=0), "test": draw_garments(250, seed=1)}
+    drawn["validation"] = [part[-60:] for part in drawn["train"]]
+    monkeypatch.setattr(leaderboard, "load_fashion_mnist", lambda split, device="cpu": drawn[split])
+    judge = leaderboard.load_judge(split=split)
+    assert torch.equal(judge.test_images, drawn[split][0]) and len(judge.test_images) == number
+    assert torch.equal(judge.train_images, drawn["train"][0][:known])
+    assert torch.equal(leaderboard.kinds_of(judge), drawn["train"][1][:known])
+    assert split == "validation" or torch.equal(leaderboard.load_judge().test_images, judge.test_images)
+
+
+@pytest.mark.parametrize("split", ["train", "Test", "", None])
+def test_a_judge_of_no_such_split_is_refused(split):
+    with pytest.raises(ValueError, match=f"split is {split!r}; expected 'validation', to choose, or 'test', to report"):
+        leaderboard.load_judge(split=split)
+
+
+@pytest.mark.parametrize(
+    "counts, expected",
+    [([3] * 10, True), ([3, 4] * 5, True), ([3] * 9 + [5], False), ([3] * 9 + [0], False), ([30], False)],
+)
+def test_kinds_are_equal_where_none_has_two_more_than_another(counts, expected):
+    labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    assert leaderboard.has_equal_kinds(labels) is expected
+    assert leaderboard.has_equal_kinds(None) is False
+
+
 # Measures of a drawer
 
 

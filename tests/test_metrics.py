@@ -378,30 +378,32 @@ def autoencoder(through=lambda x: x) -> SimpleNamespace:
 
 def test_an_autoencoder_that_changes_nothing_is_at_the_floor(judge):
     before = torch.get_rng_state()
-    floor, ceiling = judge.floor(150), judge.ceiling(150, autoencoder())
-    assert torch.equal(before, torch.get_rng_state()) and len(ceiling) == 3
-    for real, found in zip(floor, ceiling, strict=True):
-        assert found.pop("squared_error") == 0 and real.pop("copying") == 0.05
-        assert found == real
-    assert judge.ceiling(150, autoencoder(), seeds=[2])[0]["fd"] == ceiling[2]["fd"] != ceiling[0]["fd"]
+    for labels in (None, EVEN_KINDS):
+        floor, limit = judge.floor(150, labels=labels), judge.limit(150, autoencoder(), labels=labels)
+        assert torch.equal(before, torch.get_rng_state()) and len(limit) == 3
+        for real, found in zip(floor, limit, strict=True):
+            assert found.pop("squared_error") == 0 and real.pop("copying") == 0.05
+            assert found == real
+        again = judge.limit(150, autoencoder(), seeds=[2], labels=labels)
+        assert again[0]["fd"] == limit[2]["fd"] != limit[0]["fd"]
 
 
 def test_an_autoencoder_that_makes_one_picture_of_everything_is_far_off(judge):
     """The squared error is a mean over images and pixels, from -1 to 1, before anything is rounded or clipped."""
-    grey = judge.ceiling(150, autoencoder(lambda x: torch.full_like(x, 0.3)))
+    grey = judge.limit(150, autoencoder(lambda x: torch.full_like(x, 0.3)))
     for seed, (floor, found) in enumerate(zip(judge.floor(150), grey, strict=True)):
         pixels = judge.real(150, seed).double() / 127.5 - 1
         assert found["squared_error"] == pytest.approx((pixels - 0.3).square().mean().item(), rel=1e-5)
         assert found["fd"] > 10 * floor["fd"] and found["kd"] > 10 * abs(floor["kd"])
         assert found["recall"] == 0
-    bright = judge.ceiling(150, autoencoder(lambda x: torch.full_like(x, 3.0)), seeds=[0])
+    bright = judge.limit(150, autoencoder(lambda x: torch.full_like(x, 3.0)), seeds=[0])
     pixels = judge.real(150, 0).double() / 127.5 - 1
     assert bright[0]["squared_error"] == pytest.approx((pixels - 3).square().mean().item(), rel=1e-5)
 
 
 def test_an_autoencoder_sees_500_images_at_a_time(classifier, test_images):
     judge, vae = Judge(classifier, draw_garments(600, seed=5)[0], test_images), autoencoder()
-    (found,) = judge.ceiling(600, vae, seeds=[0])
+    (found,) = judge.limit(600, vae, seeds=[0])
     assert vae.seen == [500, 100]
     assert found["fd"] == pytest.approx(judge.floor(600, seeds=[0])[0]["fd"])
 

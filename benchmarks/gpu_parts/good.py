@@ -5,10 +5,11 @@ import time
 from functools import cache, partial
 from pathlib import Path
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fmdiff_helpers import recipes
+from fmdiff_helpers.arguments import seeds_for
 from fmdiff_helpers.batching import this_process
 from fmdiff_helpers.checkpoints import load_pretrained
 from fmdiff_helpers.data import load_fashion_mnist, to_uint8
@@ -45,20 +46,20 @@ def train_for(name: str, loop: str, folder: Path, seconds: float, size: Size) ->
 
 
 @cache
-def real_features(split: str, number: int | None = None) -> Tensor:
-    """Return the features of real images: the first of those of the split "test", "validation" or "train"."""
+def real_features(split: str, number: int, equal_kinds: bool = False) -> Tensor:
+    """Return the features of real images: the first of a split, or the first of each kind, equally many."""
     classifier = load_pretrained("classifier", this_process().device)
-    images = load_fashion_mnist("test" if split == "test" else "train", this_process().device)[0]
-    images = images[-recipes.NUM_VALIDATION :] if split == "validation" else images[:number]
-    return features(classifier, images)
+    images, labels = load_fashion_mnist(split, this_process().device)
+    if equal_kinds:
+        images = torch.cat([images[labels == kind][: number // 10] for kind in range(10)])
+    return features(classifier, images[:number])
 
 
 def distances(found: Tensor, size: Size) -> dict[str, float]:
-    """Return what features (N, d) score: FD to the test and to the validation images, precision and recall."""
+    """Return what features (N, d) score, held against the test images: FD, precision and recall."""
     test, device = real_features("test", size.real), this_process().device
     return {
         "fd": frechet_distance(found, test),
-        "fd_validation": frechet_distance(found, real_features("validation")),
         "precision": share_inside(found.to(device), test.to(device)),
         "recall": share_inside(test.to(device), found.to(device)),
     }
@@ -69,15 +70,18 @@ def quality(name: Path | str, size: Size, guidance: float | None = None) -> dict
     device = this_process().device
     drawer, classifier = load_drawer(name, size.steps, guidance, device=device), load_pretrained("classifier", device)
     y = drawer.all_kinds(size.judged)
-    images = (to_uint8(drawer.draw(size.judged, seed, y)) for seed in range(size.seeds))
-    scores = [distances(features(classifier, each), size) for each in images]
-    return {"measures": mean_and_spread(scores), "n": size.judged, "seeds": size.seeds, "sampler_steps": size.steps}
+    seeds = seeds_for("test", size.seeds)
+    images = (to_uint8(drawer.draw(size.judged, seed, y)) for seed in seeds)
+    measures = mean_and_spread([distances(features(classifier, each), size) for each in images])
+    about = {"n": size.judged, "seeds": size.seeds, "first_seed": seeds[0], "sampler_steps": size.steps}
+    return {"measures": measures} | about
 
 
 def good(report: Report, out: Path, size: Size) -> None:
     """Train networks for about a minute each and measure their samples, beside the published ones."""
-    real = partial(real_features, "train", size.judged)
-    report.add("floor: training images", lambda: distances(real(), size) | {"n": size.judged})
+    for label, equal_kinds in (("training images", False), ("training images, equal kinds", True)):
+        real = partial(real_features, "train", size.judged, equal_kinds)
+        report.add(f"floor: {label}", lambda real=real: distances(real(), size) | {"n": size.judged})
     for number, name in enumerate(GOOD):
         seconds = min(size.good_seconds, 0.75 * report.left() / (len(GOOD) - number))
         for loop in fastest(report.results, name, size.good_batch):
