@@ -114,13 +114,14 @@ def tradeoff(lines: dict[str, Sequence[tuple[float, float, str]]], xlabel: str, 
     axis.set(xlabel=xlabel, ylabel=ylabel, xscale="log", yscale="log", ylim=(0.7 * floor, None))
     axis.axhspan(0.7 * floor, floor, color="black", alpha=0.1)
     axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    label_points(axis, [(*point, colors[kin[name][0]]) for name in lines for point in sorted(lines[name])])
+    label_points(figure, [(*point, colors[kin[name][0]]) for name in lines for point in sorted(lines[name])])
     return figure
 
 
-def label_points(axis: plt.Axes, points: Sequence[tuple[float, float, str, str]]) -> None:
+def label_points(figure: Figure, points: Sequence[tuple[float, float, str, str]]) -> None:
     """Label points (x, y, label, color), each on the side where its label covers the fewest points and labels."""
-    axis.figure.draw_without_rendering()  # only then the axes have their size
+    figure.draw_without_rendering()  # only then the axes have their size
+    (axis,) = figure.axes
     centres = axis.transData.transform([point[:2] for point in points])
     taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in centres]  # in pixels: left, bottom, right, top
 
