@@ -128,7 +128,7 @@ WRONG = {
             + "return fd.mean(), fd.std()",
             "of `found`",
         ),
-        ("times = 500; " + COMPREHENSION.format(CHOSEN) + "return fd.mean(), fd.std()", "times = 2"),
+        ("times = 300; " + COMPREHENSION.format(CHOSEN) + "return fd.mean(), fd.std()", "times = 2"),
         (
             "generator = torch.Generator().manual_seed(0); "
             + COMPREHENSION.format(CHOSEN)
