@@ -96,26 +96,48 @@ def curves(
 def tradeoff(lines: dict[str, Sequence[tuple[float, float, str]]], xlabel: str, ylabel: str, floor: float) -> Figure:
     """Draw named lines through points (x, y, label) on logarithmic axes; the area below `floor` is grey.
 
-    Names that agree up to the first comma share a colour. The thick grey line is the Pareto front: the points that
-    no other point beats in both x and y.
+    Names that agree up to the first comma share a colour; each has another marker. The thick grey line is the Pareto
+    front: the points that no other point beats in both x and y.
     """
     figure, (axis,) = new_figure(10, 5.4)
-    colors = {name: COLORS[k % len(COLORS)] for k, name in enumerate(dict.fromkeys(n.split(",")[0] for n in lines))}
+    kin = {name: [other for other in lines if other.split(",")[0] == name.split(",")[0]] for name in lines}
+    colors = {name: COLORS[k % len(COLORS)] for k, name in enumerate(dict.fromkeys(names[0] for names in kin.values()))}
     for name, points in lines.items():
-        x, y, labels = zip(*sorted(points), strict=True)
-        own, variant = name.split(",")[0], "," in name
-        look = {"color": colors[own], "marker": "s" if variant else "o", "linestyle": "--" if variant else "-"}
+        x, y, _ = zip(*sorted(points), strict=True)
+        variant, color = kin[name].index(name), colors[kin[name][0]]
+        look = {"color": color, "marker": "os^D"[variant % 4], "linestyle": "--" if variant else "-"}
         axis.plot(x, y, label=name, **look)
-        for place in zip(x, y, labels, strict=True):
-            axis.annotate(place[2], place[:2], xytext=(3, 4), textcoords="offset points", fontsize=8)
-    best = []
-    for x, y, _ in sorted(point for points in lines.values() for point in points):
+    points, best = sorted(point for points in lines.values() for point in points), []
+    for x, y, _ in points:
         best += [(x, y)] if not best or y < best[-1][1] else []
     axis.plot(*zip(*best, strict=True), color="black", linewidth=6, alpha=0.15, zorder=0)
     axis.set(xlabel=xlabel, ylabel=ylabel, xscale="log", yscale="log", ylim=(0.7 * floor, None))
     axis.axhspan(0.7 * floor, floor, color="black", alpha=0.1)
     axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    label_points(figure, [(*point, colors[kin[name][0]]) for name in lines for point in sorted(lines[name])])
     return figure
+
+
+def label_points(figure: Figure, points: Sequence[tuple[float, float, str, str]]) -> None:
+    """Label points (x, y, label, color), each on the side where its label covers the fewest points and labels."""
+    figure.draw_without_rendering()  # only then the axes have their size
+    (axis,) = figure.axes
+    centres = axis.transData.transform([point[:2] for point in points])
+    taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in centres]  # in pixels: left, bottom, right, top
+
+    def box(centre: np.ndarray, label: str, side: tuple[float, float]) -> tuple[float, ...]:
+        (x, y), width = centre, 6 * len(label)
+        left, bottom = x + (5 if side[0] > 0 else -5 - width), y + 9 * side[1] - 5
+        return left, bottom, left + width, bottom + 10
+
+    for centre, (x, y, label, color) in zip(centres, points, strict=True):
+        sides = [(right, up) for up in (1, -1, 0, 2, -2) for right in (1, -1)] if label else [(1, 1)]
+        boxes = [box(centre, label, side) for side in sides]
+        covered = [sum(a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3] for b in taken) for a in boxes]
+        place = boxes[covered.index(min(covered))]
+        taken.append(place)
+        offset = {"xytext": (place[0] - centre[0], place[1] - centre[1]), "textcoords": "offset pixels"}
+        axis.annotate(label, (x, y), fontsize=8, color=color, **offset)
 
 
 def balls(real: Tensor, drawn: Tensor, radius: Tensor) -> Figure:

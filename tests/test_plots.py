@@ -295,6 +295,20 @@ def test_tradeoff_draws_the_pareto_front_and_shades_what_lies_below_the_floor():
     assert_allclose(axis.get_ylim()[0], 0.35)
 
 
+def test_labels_of_a_tradeoff_cover_no_point_and_no_other_label_and_have_the_colour_of_their_line():
+    close = {"a": [(1.0, 5.0, "3"), (2.0, 2.0, "10")], "b": [(1.03, 4.9, "3"), (2.1, 2.1, "10"), (40.0, 1.0, "50")]}
+    figure = tradeoff(close, "x", "y", 0.5)
+    drawn(figure)
+    (axis,) = figure.axes
+    boxes = [label.get_window_extent() for label in axis.texts]
+    assert not any(a.overlaps(b) for k, a in enumerate(boxes) for b in boxes[:k])
+    for line in axis.lines[:2]:
+        for x, y in axis.transData.transform(line.get_xydata()):
+            assert not any(box.contains(x, y) for box in boxes)
+    colors = {text.get_color() for text in axis.texts}
+    assert colors == {line.get_color() for line in axis.lines[:2]} and len(colors) == 2
+
+
 def test_balls_have_their_centres_and_radii():
     radius = torch.tensor([1.0, 2.0, 3.0, 4.0])
     (axis,) = balls(POINTS, POINTS[:2] + 1, radius).axes

@@ -116,6 +116,22 @@ def test_the_readme_of_the_benchmarks_shows_what_they_measured(monkeypatch, name
     assert table in (BENCHMARKS / "README.md").read_text(encoding="utf-8")
 
 
+def test_the_page_on_several_machines_shows_what_was_measured_and_what_follows(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    names = runpy.run_path(str(BENCHMARKS / "scaling.py"))
+    text = (ROOT / "docs/several_machines.md").read_text(encoding="utf-8")
+    assert names["table"]() in text and names["estimates"]() in text
+
+
+def test_a_step_of_several_processes_is_a_fixed_part_a_part_for_each_image_and_a_ring(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    seconds = runpy.run_path(str(BENCHMARKS / "scaling.py"))["step_seconds"]
+    row = {"whole": 10.0, "half": 6.0, "weights": 100}  # 2 s, and 8 s for 128 images
+    assert seconds(row, 1, 1.0, 1.0) == pytest.approx(10)
+    assert seconds(row, 4, latency=0.5, bandwidth=50.0) == pytest.approx(2 + 8 / 4 + 6 * (0.5 + 400 / 4 / 50))
+    assert seconds(row | {"half": 4.0}, 2, 0.0, 1e9) == pytest.approx(12 / 2)  # never a fixed part below 0
+
+
 def test_a_badge_only_where_there_is_an_address():
     address = PROJECT["tool"]["fmdiff"]["repository"]
     assert ("colab-badge" in README) == bool(address)
