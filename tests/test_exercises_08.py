@@ -22,6 +22,7 @@ def check(number, answer=""):
     generator = torch.Generator().manual_seed(0)
     many, test = (torch.randn((1000, 4), generator=generator).double() for _ in range(2))
     names = {"torch": torch, "np": np, "nearest": nearest, "frechet_distance": frechet_distance}
+    names |= {"features": lambda classifier, images: images, "classifier": None, "images": many, "test_images": test}
     names |= {"many": many, "test": test, "real": many, "seed": 0, "generator": torch.Generator()}
     for k in range(1, number + 1):
         first = EXERCISES[k - 1]
