@@ -65,7 +65,7 @@ def linear_probe(found: Tensor, labels: Tensor, test_found: Tensor, test_labels:
     with torch.enable_grad():
         optimizer.step(loss)
     found_labels = (test_found @ layer[1:] + layer[0]).argmax(1)
-    return (found_labels == test_labels).double().mean().item()
+    return (found_labels == test_labels).cpu().double().mean().item()
 
 
 def spread_within(x: Tensor, y: Tensor) -> float:

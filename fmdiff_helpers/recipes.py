@@ -125,7 +125,7 @@ STEPS = {
     "attention_autoencoder": (1000, 4000),
     "vector_denoiser": (3000, 16000),
     "classifier": (1000, 6000),
-    "encoder": (800, 2500),
+    "encoder": (1000, 2500),
 }
 
 

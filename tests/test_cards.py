@@ -73,7 +73,10 @@ def test_a_card_of_version_0_1_becomes_one_of_today(network, special, kind_and_p
     }
 
 
-@pytest.mark.parametrize("name", [*PUBLISHED, *(f"CARDS[{name!r}]" for name in CARDS)])
+NEW = {"encoder", "CARDS['encoder']"}  # version 0.1 had none
+
+
+@pytest.mark.parametrize("name", sorted({*PUBLISHED, *(f"CARDS[{name!r}]" for name in CARDS)} - NEW))
 def test_every_card_in_its_old_form_becomes_exactly_that_card(name):
     text = cards.PUBLISHED / f"{name}.json"
     card = json.loads(text.read_text()) if name in PUBLISHED else CARDS[name[7:-2]]

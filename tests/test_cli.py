@@ -912,7 +912,7 @@ def test_evaluate_all_measures_two_floors_and_every_row_as_json_and_line_by_line
         f"mean ± spread, on {device}, compared with {data.dataset_name()}, {split} split; seconds are for 1,000 images"
     )
     assert title == f"210 images for each of the seeds {seeds[0]} to {seeds[1]}, {how}"
-    measures = ["fd", "kd", "precision", "recall", "label_accuracy", "copying", "seconds"]
+    measures = ["fd", "label_free_fd", "kd", "precision", "recall", "coverage", "label_accuracy", "copying", "seconds"]
     assert head.split() == measures and [line[:28].rstrip() for line in lines] == [*floors, *board]
     columns = [*(found[row] for row in floors), *(row["measures"] for row in found["rows"].values())]
     for line, column in zip(lines, columns, strict=True):  # each number below the end of its head

@@ -103,7 +103,7 @@ def test_each_network_trains_goes_on_draws_and_is_measured_on_a_pretended_device
     assert found["device"] == f"{where}:0" and found["precision"] == (precision or "no")
     # The scaler of fp16 starts so high that it leaves out first steps, whose gradient overflows, until it is lower.
     skip_steps = ("vae", "attention_autoencoder") if precision == "fp16" else ()
-    check(found, expected, rel=0.02 if precision else 1e-4, but=skip_steps)
+    check(found, expected, rel=0.03 if precision else 1e-4, but=skip_steps)
 
 
 @pytest.mark.gpu
