@@ -216,4 +216,4 @@ def test_the_stored_leaderboard_agrees_with_what_the_published_cards_say(row):
     assert (card["n"], card["seeds"], card.get("steps")) == (1000, 3, ROWS[row].get("num_steps"))
     found = read_leaderboard()["board"]["rows"][row]["measures"]
     for measure, (mean, spread) in card["measures"].items():
-        assert abs(found[measure][0] - mean) <= 2 * max(spread, 0.002), measure
+        assert abs(found[measure][0] - mean) <= 2 * max(spread, found[measure][1], 0.002), measure  # other seeds
