@@ -62,8 +62,8 @@ class Contrast:
 
         Each of several processes compares the images of its own part of a batch.
         """
-        directions = model(torch.cat([view(x0, u[:, 0]), view(x0, u[:, 1])]))
-        return contrastive_loss(*directions.chunk(2), self.temperature)
+        one, other = model(torch.cat([view(x0, u[:, 0]), view(x0, u[:, 1])])).chunk(2)
+        return contrastive_loss(one, other, self.temperature)
 
     def training_loss(self, num_steps: int) -> Callable:
         """Return the loss to train with."""
