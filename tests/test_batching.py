@@ -151,7 +151,7 @@ def test_two_processes_train_draw_and_measure_what_one_does(tmp_path):
     for process in (start(sys.executable, script, one), launch(script, two)):
         output, _ = process.communicate(timeout=600)
         assert process.returncode == 0, output
-    for name in CARDS:
+    for name in CARDS.keys() - {"encoder"}:  # each process compares the images of its own part of a batch only
         check_training(one, two, name)
     check_images(*(torch.load(folder / "images.pt") for folder in (one, two)))
     about = [json.loads((folder / "about.json").read_text()) for folder in (one, two)]

@@ -32,7 +32,7 @@ REFUSED = {
     },
     "08": {
         "rows_again": ("expected a whole number from 0 to 11", [-1, 12]),
-        "some": ("expected a whole number from 260 to 10000", [259, 10_001]),
+        "some": ("expected a whole number from 390 to 10000", [389, 10_001]),
     },
 }
 for number, dials in REFUSED.items():
