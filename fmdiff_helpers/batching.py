@@ -35,6 +35,11 @@ def batch_size_on(device: torch.device) -> int:
     return {"cpu": 100, "cuda": 2000}.get(device.type, 500)
 
 
+def own_part(batch: Tensor) -> Tensor:
+    """Return the part of a batch (B, ...) that this process trains on."""
+    return batch.chunk(this_process().num_processes)[this_process().process_index]
+
+
 def own_parts(parts: Iterable, shared: bool) -> dict[int, Any]:
     """Return the parts that this process works on, by their numbers: every num_processes-th if `shared`, else all."""
     state, numbered = this_process(), list(enumerate(parts))

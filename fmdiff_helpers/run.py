@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
-from fmdiff_helpers.batching import this_process
+from fmdiff_helpers.batching import own_part, this_process
 from fmdiff_helpers.data import to_model
 from fmdiff_helpers.endings import Signals
 
@@ -103,10 +103,6 @@ class Run:
         for kept, now in zip(self.ema.module.buffers(), self.plain.buffers(), strict=True):
             kept.copy_(now)
 
-    def own_part(self, batch: Tensor) -> Tensor:
-        """Return this process's part of a batch."""
-        return batch.chunk(self.accelerator.num_processes)[self.accelerator.process_index]
-
     def next_batch(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the images and labels of this step; the order of an epoch depends only on the seed and its number."""
         epoch, k = divmod(self.step, len(images) // self.recipe["batch_size"])
@@ -129,7 +125,7 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe["lr"] * learning_rate(self.step, *course)
         self.optimizer.zero_grad()
-        loss = self.loss_fn(self.model, *map(self.own_part, (x0, y, *drawn))).mean()
+        loss = self.loss_fn(self.model, *map(own_part, (x0, y, *drawn))).mean()
         self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe["max_grad_norm"])
         self.optimizer.step()

@@ -128,10 +128,11 @@ def check_training(one: Path, two: Path, name: str) -> None:
     """Both have trained the same network."""
     weights = [load_file(folder / name / "weights.safetensors") for folder in (two, one)]
     # Adam's first steps are as long for a gradient of almost 0, whose sign rounding decides: BatchNorm makes such.
-    assert_close(*weights, rtol=1e-2, atol=0.03 if name == "classifier" else 1e-4, msg=lambda text: f"{name}: {text}")
+    normed = name in ("classifier", "encoder")
+    assert_close(*weights, rtol=1e-2, atol=0.03 if normed else 1e-4, msg=lambda text: f"{name}: {text}")
     last = [torch.load(folder / name / "checkpoint.pt")["history"][-1] for folder in (two, one)]
     losses = [[point["loss"], point["validation"]["loss"]] for point in last]
-    assert losses[0] == pytest.approx(losses[1], rel=2e-3 if name == "classifier" else 1e-4), name
+    assert losses[0] == pytest.approx(losses[1], rel=2e-3 if normed else 1e-4), name
 
 
 def check_images(one: dict, two: dict) -> None:
@@ -151,7 +152,7 @@ def test_two_processes_train_draw_and_measure_what_one_does(tmp_path):
     for process in (start(sys.executable, script, one), launch(script, two)):
         output, _ = process.communicate(timeout=600)
         assert process.returncode == 0, output
-    for name in CARDS.keys() - {"encoder"}:  # each process compares the images of its own part of a batch only
+    for name in CARDS:
         check_training(one, two, name)
     check_images(*(torch.load(folder / "images.pt") for folder in (one, two)))
     about = [json.loads((folder / "about.json").read_text()) for folder in (one, two)]

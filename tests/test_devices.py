@@ -88,8 +88,10 @@ def check(found: dict, expected: dict, rel: float, but: tuple[str, ...] = ()) ->
         for way in ("here", "from there"):
             assert all(math.isfinite(loss) for point in found[way][name] for loss in point), (way, name)
             if name not in but:
+                # The encoder's loss divides by a temperature of 0.2, and rounding with it.
+                near = 1.5 * rel if name == "encoder" else rel
                 pairs = zip(found[way][name], expected["here"][name], strict=True)
-                assert all(mine == pytest.approx(theirs, rel=rel) for mine, theirs in pairs), (way, name)
+                assert all(mine == pytest.approx(theirs, rel=near) for mine, theirs in pairs), (way, name)
     for name, measures in expected["samples"].items():  # float32 everywhere
         assert found["samples"][name] == pytest.approx(measures, rel=1e-3, abs=1e-2), name
 
@@ -103,7 +105,7 @@ def test_each_network_trains_goes_on_draws_and_is_measured_on_a_pretended_device
     assert found["device"] == f"{where}:0" and found["precision"] == (precision or "no")
     # The scaler of fp16 starts so high that it leaves out first steps, whose gradient overflows, until it is lower.
     skip_steps = ("vae", "attention_autoencoder") if precision == "fp16" else ()
-    check(found, expected, rel=0.03 if precision else 1e-4, but=skip_steps)
+    check(found, expected, rel=0.02 if precision else 1e-4, but=skip_steps)
 
 
 @pytest.mark.gpu

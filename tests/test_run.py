@@ -10,7 +10,7 @@ from accelerate.state import AcceleratorState
 from small_training import IMAGES, LABELS, a_run, flat, fresh, loss_fn, same_weights, take_steps
 from torch.testing import assert_close
 
-from fmdiff_helpers import data
+from fmdiff_helpers import batching, data
 from fmdiff_helpers import run as run_module
 from fmdiff_helpers.run import DEFAULTS, Run, best_precision, learning_rate
 
@@ -173,11 +173,12 @@ def test_floating_point_data_are_taken_as_they_are():
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])
-def test_the_processes_share_a_batch_without_gap_or_overlap(processes):
+def test_the_processes_share_a_batch_without_gap_or_overlap(monkeypatch, processes):
     parts = []
     for index in range(processes):
-        accelerator = SimpleNamespace(num_processes=processes, process_index=index)
-        parts.append(Run.own_part(SimpleNamespace(accelerator=accelerator), torch.arange(16)))
+        state = SimpleNamespace(num_processes=processes, process_index=index)
+        monkeypatch.setattr(batching, "this_process", lambda state=state: state)
+        parts.append(batching.own_part(torch.arange(16)))
     assert torch.cat(parts).tolist() == list(range(16)) and {len(part) for part in parts} == {16 // processes}
 
 

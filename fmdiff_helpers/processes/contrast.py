@@ -5,7 +5,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.distributed.nn.functional import all_gather
+
+from fmdiff_helpers.batching import own_part
 
 LEAST_SIZE = 0.5  # of the part that a view shows, as a share of the image's height and width
 OVER_THE_EDGE = 0.1  # so far a view may show what is outside the image, as a share of half its width
@@ -39,6 +42,11 @@ def contrastive_loss(one: Tensor, other: Tensor, temperature: float) -> Tensor:
     return F.cross_entropy(similarity, partner, reduction="none").reshape(2, -1).mean(dim=0)
 
 
+def whole_batch(part: Tensor) -> Tensor:
+    """Return the parts (B, ...) that all processes have as one tensor; gradients flow back to all of them."""
+    return torch.cat(all_gather(part)) if distributed.is_initialized() else part
+
+
 @dataclass(frozen=True)
 class Contrast:
     """Train an encoder without labels: it learns what two views of one image have in common. It cannot draw."""
@@ -57,13 +65,18 @@ class Contrast:
         """Draw which two views of each image are compared, (B, 2, 5)."""
         return (torch.rand((len(x0), 2, 5), generator=generator, device=x0.device),)
 
+    def directions(self, model: Callable, x0: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the directions (B, d) of both views of each image."""
+        one, other = model(torch.cat([view(x0, u[:, 0]), view(x0, u[:, 1])])).chunk(2)
+        return one, other
+
     def loss(self, model: Callable, x0: Tensor, y: Tensor | None, u: Tensor) -> Tensor:
         """Return the loss of each image (B,); `y` is not used.
 
-        Each of several processes compares the images of its own part of a batch.
+        Several processes that each have a part of a batch compare the views of the whole batch.
         """
-        one, other = model(torch.cat([view(x0, u[:, 0]), view(x0, u[:, 1])])).chunk(2)
-        return contrastive_loss(one, other, self.temperature)
+        one, other = (whole_batch(part) for part in self.directions(model, x0, u))
+        return own_part(contrastive_loss(one, other, self.temperature))
 
     def training_loss(self, num_steps: int) -> Callable:
         """Return the loss to train with."""
@@ -72,4 +85,4 @@ class Contrast:
     def validate(self, model: nn.Module, x0: Tensor, y: Tensor | None = None) -> dict[str, float]:
         """Return the loss for views that are the same at each call."""
         u = torch.rand((len(x0), 2, 5), generator=torch.Generator().manual_seed(0)).to(x0.device)
-        return {"loss": self.loss(model, x0, y, u).mean().item()}
+        return {"loss": contrastive_loss(*self.directions(model, x0, u), self.temperature).mean().item()}
