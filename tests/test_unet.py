@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from network_checks import CLOSE, all_differ, differ, made, size, steps, watched, without_gradient
 from torch.testing import assert_close
 
+from fmdiff_helpers.diffusion import eps_from_v, x0_from_eps
 from fmdiff_helpers.models.layers import TimeEmbedding, linear_attention, sinusoids
 from fmdiff_helpers.models.unet import Attention, ConvNeXtBlock, Halve, ResNetBlock, UNet
+from fmdiff_helpers.schedules import Schedule, cosine_beta
 
 # The network of the lessons, and shapes that differ in all that an argument can say; small, to be quick.
 NETWORKS = {
@@ -22,6 +24,7 @@ NETWORKS = {
     "one level": {"width": 16, "mults": (1,), "patch": 4},
     "convnext": {"width": 16, "mults": (1, 3), "patch": 1, "depth": 2, "block": "convnext"},
     "labels": {"width": 16, "mults": (1, 2), "patch": 2, "num_classes": 10},
+    "scales": {"width": 16, "mults": (1, 2), "patch": 2, "T": 200},
 }
 
 every_network = pytest.mark.parametrize("name", NETWORKS)
@@ -139,7 +142,8 @@ def predicted(net: UNet, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor | Non
             joined = torch.cat([h[:, :, : skip.shape[2], : skip.shape[3]], skip], dim=1)
             h = stage.attention(stage.block(joined, time))
         h = double(h)
-    return net.out(net.last(torch.cat([h, stem], dim=1), time))
+    found = net.out(net.last(torch.cat([h, stem], dim=1), time))
+    return found if net.noise_scale is None else eps_from_v(x, t, found, Schedule(cosine_beta(200)))
 
 
 @every_network
@@ -161,19 +165,24 @@ def test_widths_need_not_be_powers_of_two_nor_the_first_level_as_wide_as_the_ste
     assert found.shape == x.shape and differ(found, torch.zeros_like(x), by=0.01)
 
 
+def kept(net: UNet, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """Return what the network says before its layers add anything: nothing, or a share of the picture itself."""
+    return torch.zeros_like(x) if net.noise_scale is None else net.noise_scale[t].reshape(-1, 1, 1, 1) * x
+
+
 @every_network
-def test_an_untrained_network_says_no_noise(name):
-    x = normal(2, 1, 28, 28)
-    assert made(UNet, **NETWORKS[name])(x, steps(0, 199)).equal(torch.zeros_like(x))
+def test_an_untrained_network_says_no_noise_or_as_much_as_a_grey_picture_would_have(name):
+    net, x, t = made(UNet, **NETWORKS[name]), normal(2, 1, 28, 28), steps(0, 199)
+    assert net(x, t).equal(kept(net, x, t))
 
 
 @every_network
 def test_the_predicted_noise_has_no_bounds(name):
     """A last layer a thousand times larger says a thousand times as much."""
     net, x, t = network(name), normal(2, 1, 28, 28), steps(3, 150)
-    before = net(x, t)
+    before = net(x, t) - kept(net, x, t)
     net.out[2].weight.data *= 1000
-    assert_close(net(x, t), 1000 * before, rtol=1e-4, atol=1e-2)
+    assert_close(net(x, t) - kept(net, x, t), 1000 * before, rtol=1e-4, atol=2e-2)
 
 
 @pytest.mark.parametrize(("height", "width"), [(28, 27), (31, 28), (28, 1)])
@@ -271,6 +280,18 @@ def test_building_twice_gives_the_same_number_of_parameters_and_depth_and_width_
     larger = [{"depth": 2}, {"width": 40}, {"mults": (1, 3)}, {"block": "convnext"}]
     assert number < min(size(UNet(**options)) for options in larger)
     assert size(UNet(num_classes=10)) == number + 11 * 128
+
+
+def test_with_the_scales_its_layers_find_v_and_the_network_the_noise_that_v_implies():
+    """However little signal there is, an error of the layers is not enlarged in the predicted x0."""
+    plain, net, schedule = network("scales", T=0), network("scales"), Schedule(cosine_beta(200))
+    x, t = normal(4, 1, 28, 28), steps(0, 70, 150, 199)
+    v = plain(x, t)
+    x0_hat = schedule.signal_scale[t].float().reshape(-1, 1, 1, 1) * x
+    x0_hat -= schedule.noise_scale[t].float().reshape(-1, 1, 1, 1) * v
+    assert_close(x0_from_eps(x, t, net(x, t), schedule)[:3], x0_hat[:3], rtol=1e-3, atol=1e-4)
+    assert (x0_from_eps(x, t, net(x, t), schedule) - x0_hat).abs().max() < 0.01  # rounding, divided by 0.0002
+    assert not {"signal_scale", "noise_scale"} & net.state_dict().keys()  # T says what they are
 
 
 def test_an_unknown_block_is_refused_by_name():

@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from fmdiff_helpers.diffusion import at
 from fmdiff_helpers.models.layers import TimeEmbedding, linear_attention
+from fmdiff_helpers.schedules import Schedule, cosine_beta
 
 
 class ResNetBlock(nn.Module):
@@ -115,6 +117,10 @@ class UNet(nn.Module):
     are folded into channels; H and W are multiples of `patch`. A level has `depth` stages on the way down and as many
     on the way up. `block` is "resnet" or "convnext". With num_classes above 0 the network takes labels y (B,);
     label `num_classes` is the null label and means the same as None.
+
+    With T above 0 the network knows the scales of signal and noise of the cosine schedule of T steps, and its layers
+    F need not find the noise alone: it returns noise_scale * xt + signal_scale * F. An error of F is then no longer
+    divided by signal_scale in the predicted x0, where hardly any signal is left. (Salimans & Ho 2022, appendix D)
     """
 
     kind = "denoiser"
@@ -128,6 +134,7 @@ class UNet(nn.Module):
         block: str = "resnet",
         num_classes: int = 0,
         channels: int = 1,
+        T: int = 0,
     ):
         super().__init__()
         blocks = {"resnet": ResNetBlock, "convnext": ConvNeXtBlock}
@@ -161,6 +168,9 @@ class UNet(nn.Module):
         )
         nn.init.zeros_(self.out[2].weight)  # the untrained network predicts 0, the best guess without data
         nn.init.zeros_(self.out[2].bias)
+        scales = Schedule(cosine_beta(T)) if T else None
+        for name in ("signal_scale", "noise_scale"):
+            self.register_buffer(name, getattr(scales, name).float() if T else None, persistent=False)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """Return the predicted noise, shaped like x."""
@@ -180,7 +190,10 @@ class UNet(nn.Module):
                 height, width = skip.shape[2:]  # an odd size is one too large after halving and doubling
                 h = stage(torch.cat([h[:, :, :height, :width], skip], dim=1), time)
             h = double(h)
-        return self.out(self.last(torch.cat([h, stem], dim=1), time))
+        found = self.out(self.last(torch.cat([h, stem], dim=1), time))
+        if self.noise_scale is None:
+            return found
+        return at(self.noise_scale, t, x) * x + at(self.signal_scale, t, x) * found
 
     def embed(self, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
         """Check the input and return the embedding for all blocks: the step and, with labels, the kind of garment."""
