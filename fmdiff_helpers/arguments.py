@@ -36,7 +36,12 @@ Interval = Annotated[
 NumSteps = Annotated[
     int | None, typer.Option("--steps", help="The number of steps. DDPM if left out or all of them, DDIM if fewer.")
 ]
-
+Eta = Annotated[
+    float | None,
+    typer.Option(
+        help="The noise that DDIM adds on the way: 0 none, 1 as much as DDPM. 0 if left out, with fewer steps."
+    ),
+]
 Split = Annotated[
     str,
     typer.Option(

@@ -14,6 +14,7 @@ from fmdiff_helpers.arguments import (
     MOST_IMAGES,
     NUM_SEEDS,
     Commands,
+    Eta,
     Guidance,
     Guide,
     Interval,
@@ -165,6 +166,7 @@ def sample(
     guidance: Guidance = None,
     guide: Guide = None,
     interval: Interval = None,
+    eta: Eta = None,
     label: Annotated[str | None, typer.Option(help="A garment, as Dress or 3; if left out, all ten in turn.")] = None,
     grid: Annotated[bool, typer.Option("--grid", help="Write the names of the kinds above the columns.")] = False,
 ) -> None:
@@ -184,7 +186,7 @@ def sample(
     check_at_most("-n", n, *LIMITS[kind])
     check_place(out, folder=False)
     with plain_errors():
-        drawer = load_drawer(name, steps, guidance, guide, interval, this_process().device)
+        drawer = load_drawer(name, steps, guidance, guide, interval, this_process().device, eta)
         y = drawer.all_kinds(n) if label is None else drawer.one_kind(label, n)
     if animated and drawer.process.max_steps == 1:
         raise fail(f"{name!r} draws in one step, with nothing to animate; let --out end in .png or .npz", 2)
@@ -304,6 +306,7 @@ def evaluate(
     guidance: Guidance = None,
     guide: Guide = None,
     interval: Interval = None,
+    eta: Eta = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
     """Compare samples with the test images, beside as many real images; or measure the accuracy of a classifier.
@@ -315,9 +318,9 @@ def evaluate(
     """
     from fmdiff_helpers.evaluation import evaluate_all, evaluate_file, evaluate_network
 
-    request = (steps, guidance, guide, interval)
+    request = (steps, guidance, guide, interval, eta)
     if name.lower().endswith(".npz"):
-        names = ("-n", "--seeds", "--steps", "--guidance", "--guide", "--interval")
+        names = ("-n", "--seeds", "--steps", "--guidance", "--guide", "--interval", "--eta")
         check_unused(dict(zip(names, (n, seeds, *request), strict=True)), "a file of images")
         check_split(split, NUM_SEEDS)
         evaluate_file(name, split, as_json)
@@ -330,7 +333,7 @@ def evaluate(
     check_at_most("-n", n, most_images(split), "images, as many as the floor has")
     if name != "all":
         evaluate_network(name, request, n, seeds_for(split, seeds), split, as_json)
-    elif request == (None, None, None, None):
+    elif set(request) == {None}:
         evaluate_all(n, seeds_for(split, seeds), split, as_json)
     else:
         raise fail("all rows of the leaderboard have their own steps and guidance; leave those options out", 2)

@@ -45,8 +45,9 @@ class Drawer:
     """Draw images with a network.
 
     `process` is one of `fmdiff_helpers.processes`, and `model` what its `sample` takes: `process.predictor(network)`,
-    guided or not. `num_steps` None means all of them. A denoiser of latents needs its `autoencoder`. If `shared`, the
-    processes of `accelerate launch` share the work: all of them must call `draw`, and all get all images.
+    guided or not. `num_steps` None means all of them, `eta` None the process's own. A denoiser of latents needs its
+    `autoencoder`. If `shared`, the processes of `accelerate launch` share the work: all of them must call `draw`, and
+    all get all images.
     """
 
     process: Any
@@ -55,6 +56,7 @@ class Drawer:
     autoencoder: Any = None
     takes_labels: bool = True
     shared: bool = False
+    eta: float | None = None
 
     def decode(self, x: Tensor) -> Tensor:
         """Return the states x (B, ...) of a chain as images (B, 1, 28, 28)."""
@@ -88,7 +90,7 @@ class Drawer:
             "watch": watch,
             "clip": math.inf if self.autoencoder else 1.0,
             "progress": n <= 500 and shows_bars(),
-        }
+        } | ({} if self.eta is None else {"eta": self.eta})
 
         def sample(numbers: Tensor, x: Tensor, y: Tensor | None = None) -> Tensor:
             generator = batch_generator(numbers, seed, start)
@@ -152,12 +154,17 @@ def check_fit(name: Path | str, drawer: Drawer) -> None:
         )
 
 
-def check_request(name: Path | str, card: dict, max_steps: int, num_steps: int | None, guidance: float | None) -> None:
-    """Raise ValueError if a network cannot draw in this number of steps, or cannot be guided."""
+def check_request(
+    name: Path | str, card: dict, max_steps: int, num_steps: int | None, guidance: float | None, eta: float | None
+) -> None:
+    """Raise ValueError if a network cannot draw in this number of steps or with this eta, or cannot be guided."""
     if not max_steps:
         raise ValueError(f"{str(name)!r} ({class_name(card)}) draws nothing; name a denoiser or a VAE")
-    if num_steps is not None and max_steps == 1:
-        raise ValueError(f"steps is {num_steps}, but {str(name)!r} draws in one step; leave it out")
+    for what, value in (("steps", num_steps), ("eta", eta)):
+        if value is not None and max_steps == 1:
+            raise ValueError(f"{what} is {value:g}, but {str(name)!r} draws in one step; leave it out")
+    if eta is not None and not 0 <= eta <= 1:
+        raise ValueError(f"eta is {eta:g}; expected 0 (no noise on the way) to 1 (as much as DDPM)")
     if num_steps is not None and not 1 <= num_steps <= max_steps:
         raise ValueError(
             f"steps is {num_steps}; expected 1 to {max_steps}, the steps that {str(name)!r} was trained with"
@@ -191,17 +198,18 @@ def load_drawer(
     guide: Path | str | None = None,
     interval: tuple[int, int] | None = None,
     device: torch.device | str = "cpu",
+    eta: float | None = None,
 ) -> Drawer:
     """Return the Drawer of a published network, or of one in a folder that a training wrote.
 
     `guidance` w extrapolates from the prediction without labels, or from that of a weaker network `guide`
-    (autoguidance); `interval` (first, last) limits it to these steps (see `guided`). The processes of `accelerate
-    launch` share the work.
+    (autoguidance); `interval` (first, last) limits it to these steps (see `guided`). `eta` says how much noise DDIM
+    adds; None means DDPM for all steps, and 0 for fewer. The processes of `accelerate launch` share the work.
     ValueError for a request that the network cannot fulfil, WeightsError for missing or damaged weights.
     """
     card = read_card(name)
     max_steps = build_process(card).max_steps
-    check_request(name, card, max_steps, num_steps, guidance)
+    check_request(name, card, max_steps, num_steps, guidance, eta)
     for what, value in (("guide", guide), ("interval", interval)):
         if value is not None and guidance is None:
             shown = value if what == "interval" else str(value)
@@ -210,8 +218,9 @@ def load_drawer(
         raise ValueError(f"interval is {interval}; expected two of the steps 0 to {max_steps - 1}, in order")
     drawer = drawer_of(card, load_pretrained(name, device), num_steps, device)
     check_fit(name, drawer)
+    drawer = replace(drawer, eta=eta, shared=True)
     if guidance is None:
-        return replace(drawer, shared=True)
+        return drawer
     check_guide(name, card, guide)
     weak = load_drawer(guide, device=device).model if guide is not None else None
-    return replace(drawer, model=guided(drawer.model, guidance, interval, weak), shared=True)
+    return replace(drawer, model=guided(drawer.model, guidance, interval, weak))

@@ -124,27 +124,28 @@ def evaluate_file(name: str, split: str, as_json: bool) -> None:
 
 
 def evaluate_network(name: str, request: tuple, n: int, seeds: range, split: str, as_json: bool) -> None:
-    """Print the measures of a network; `request` are steps, guidance, guide and interval, each None if left out."""
+    """Print the measures of a network; `request` are steps, guidance, guide, interval and eta, None if left out."""
     device = this_process().device
     with plain_errors():
         card = read_card(name)
         draws = build_process(card).max_steps > 0
-        if request != (None, None, None, None) and not draws:
-            raise ValueError(f"{name!r} draws nothing; leave --steps, --guidance, --guide and --interval out")
+        if set(request) != {None} and not draws:
+            raise ValueError(f"{name!r} draws nothing; leave --steps, --guidance, --guide, --interval and --eta out")
         if card["kind"] == "classifier":
             evaluate_classifier(name, split, as_json)
             return
         if card["kind"] == "encoder":
             evaluate_encoder(name, split, as_json)
             return
-        steps, guidance, guide, interval = request
-        drawer = load_drawer(name, steps, guidance, guide, interval, device) if draws else None
+        steps, guidance, guide, interval, eta = request
+        drawer = load_drawer(name, steps, guidance, guide, interval, device, eta) if draws else None
         autoencoder, judge = load_autoencoder(name, device), load_judge(device, split)
         columns = measure_columns(judge, n, seeds, drawer, autoencoder)
         num_steps = (drawer.num_steps or drawer.process.max_steps) if drawer and card["kind"] == "denoiser" else None
         about = {"network": name} | describe_seeded(n, seeds) | {"steps": num_steps, "device": str(device)}
         about |= {} if guidance is None else {"guidance": guidance, "guide": guide}
         about |= {} if interval is None else {"interval": interval}
-        how = describe_request(num_steps, guidance, guide, interval)
+        about |= {} if eta is None else {"eta": eta}
+        how = describe_request(num_steps, guidance, guide, interval, eta)
         title = f"{name}: {n} images for {describe_seeds(seeds)}, {how}on {device}"
         print_columns(title, about, columns, split, of_equal_kinds(drawer, autoencoder), as_json)

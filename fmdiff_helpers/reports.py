@@ -33,9 +33,14 @@ def board_line(row: str, found: dict[str, tuple[float, float]]) -> str:
 
 
 def describe_request(
-    num_steps: int | None, guidance: float | None, guide: str | None, interval: tuple[int, int] | None
+    num_steps: int | None,
+    guidance: float | None,
+    guide: str | None,
+    interval: tuple[int, int] | None,
+    eta: float | None,
 ) -> str:
     """Say how samples were drawn: "50 steps, guidance 2 away from unet, at steps 60 to 139, "; "" if all are None."""
     text = f"{num_steps} steps, " if num_steps else ""
     text += "" if guidance is None else f"guidance {guidance:g}{f' away from {guide}' if guide else ''}, "
-    return text + (f"at steps {interval[0]} to {interval[1]}, " if interval else "")
+    text += f"at steps {interval[0]} to {interval[1]}, " if interval else ""
+    return text + ("" if eta is None else f"eta {eta:g}, ")

@@ -282,6 +282,7 @@ def read_npz(arguments: str) -> dict[str, np.ndarray]:
         ("my_vae", "", {}),
         ("my_unet", "--label 3", {"label": 3}),
         ("my_denoiser", "--steps 3", {"num_steps": 3}),
+        ("tiny", "--eta 0", {"eta": 0.0}),
         ("my_patch", "--guidance 2.5", {"guidance": 2.5}),
         ("my_patch", "--guidance 2 --guide weaker", {"guidance": 2, "guide": "weaker"}),
         ("my_patch", "--guidance 2 --interval 3 5", {"guidance": 2, "interval": (3, 5)}),
@@ -442,6 +443,8 @@ def test_a_file_that_cannot_be_written_is_refused_before_and_after_the_samples_a
         ("tniy", "there are no weights 'tniy'; published are: classifier, encoder, labelled, tiny"),
         ("tiny --steps 9", "steps is 9; expected 1 to 8"),
         ("my_vae --steps 1", "steps is 1, but 'my_vae' draws in one step; leave it out"),
+        ("my_vae --eta 1", "eta is 1, but 'my_vae' draws in one step; leave it out"),
+        ("tiny --eta 2", "eta is 2; expected 0 (no noise on the way) to 1 (as much as DDPM)"),
         ("tiny --guidance 2", "guidance is 2, but 'tiny' takes no labels; leave it out"),
         ("my_patch --guide weaker", "guide is 'weaker'; give a guidance, too"),
         ("my_patch --interval 0 5", "interval is (0, 5); give a guidance, too"),
@@ -611,6 +614,7 @@ def close(measures: list[dict]) -> dict:
         ("my_patch", "--steps 2 --guidance 2 --guide weaker --interval 4 7",
          {"num_steps": 2, "guidance": 2, "guide": "weaker", "interval": [4, 7]},
          "2 steps, guidance 2 away from weaker, at steps 4 to 7, "),
+        ("tiny", "--steps 4 --eta 1", {"num_steps": 4, "eta": 1}, "4 steps, eta 1, "),
     ],
 )  # fmt: skip
 def test_evaluate_prints_measures_floor_and_limit_as_json_and_as_a_table(
@@ -677,7 +681,7 @@ def test_evaluate_says_how_many_test_images_a_linear_layer_on_an_encoders_featur
     assert json.loads(fmdiff("evaluate encoder --json").stdout) == expected
 
 
-NO_OPTIONS = "leave --steps, --guidance, --guide and --interval out"
+NO_OPTIONS = "leave --steps, --guidance, --guide, --interval and --eta out"
 OWN_OPTIONS = "all rows of the leaderboard have their own steps and guidance; leave those options out"
 
 
@@ -695,14 +699,15 @@ OWN_OPTIONS = "all rows of the leaderboard have their own steps and guidance; le
         *((f"{name} --split validation -n 58001", "-n is 58001; expected at most 58,000 images")
           for name in ("tiny", "all")),
         *((f"mine.NPZ {option}", f"{option.split()[0]} is given, but means nothing for a file of images; leave it out")
-          for option in ("-n 1000", "--seeds 3", "--steps 2", "--guidance 0", "--guide weaker", "--interval 0 0")),
+          for option in ("-n 1000", "--seeds 3", "--steps 2", "--guidance 0", "--guide weaker", "--interval 0 0",
+                         "--eta 0")),
         ("mine.npz", "'mine.npz' is not there; expected a .npz file"),
         *((f"{name} --seeds 0", "--seeds is 0; expected at least 1") for name in ("tiny", "all")),
         *((f"{name} {option}", said)
           for name, said in (("classifier", f"'classifier' draws nothing; {NO_OPTIONS}"),
                              ("my_autoencoder", f"'my_autoencoder' draws nothing; {NO_OPTIONS}"),
                              ("all", OWN_OPTIONS), ("all --json", OWN_OPTIONS))
-          for option in ("--steps 2", "--guidance 0", "--guide weaker", "--interval 0 0")),
+          for option in ("--steps 2", "--guidance 0", "--guide weaker", "--interval 0 0", "--eta 0")),
     ],
 )  # fmt: skip
 def test_evaluate_refuses(here, garments, arguments, said):

@@ -32,7 +32,7 @@ from fmdiff_helpers.models.vae import VAE
 from fmdiff_helpers.processes.autoencoding import VariationalPrior
 from fmdiff_helpers.processes.diffusion import Diffusion
 from fmdiff_helpers.recipes import CARDS
-from fmdiff_helpers.samplers import respace, sample_ddim
+from fmdiff_helpers.samplers import respace, sample_ddim, sample_ddpm
 from fmdiff_helpers.schedules import Schedule, cosine_beta
 
 UNEVEN = Schedule(torch.tensor([0.1, 0.4, 0.2, 0.6], dtype=torch.float64))
@@ -295,6 +295,17 @@ def test_a_network_draws_with_what_its_options_say_where_they_say(folder, name, 
     if CARDS[name]["autoencoder"]:
         decoder = load_pretrained(folder / CARDS[name]["autoencoder"])
         assert found.equal(decoder.from_latent(seen[-1].x_prev)) and drawer.decode(seen[0].xt).shape == found.shape
+
+
+@pytest.mark.parametrize("num_steps", [None, 8, 3])
+def test_eta_1_is_ddpm_in_any_number_of_steps_and_left_out_it_is_0_where_steps_are_left_out(folder, num_steps):
+    found = {eta: load_drawer(folder / "unet", num_steps, eta=eta).draw(6, 3) for eta in (None, 0.0, 0.5, 1.0)}
+    drawer, generator = load_drawer(folder / "unet", num_steps), seeded(3)
+    x = torch.randn((6, 1, 28, 28), generator=generator)
+    ddpm = sample_ddpm(drawer.model, x, drawer.process.schedule, generator, num_steps)
+    assert_close(found[1.0], ddpm, rtol=1e-3, atol=1e-3)
+    assert found[None].equal(found[0.0] if num_steps == 3 else ddpm)
+    assert all((found[eta] - found[0.0]).abs().max() > 0.01 for eta in (0.5, 1.0))
 
 
 @pytest.mark.parametrize("num_steps", [None, 3])

@@ -112,8 +112,18 @@ class Diffusion:
         return TARGETS[self.target][1](network, self.schedule)
 
     def sample(
-        self, model: Callable, x: Tensor, generator: torch.Generator, num_steps: int | None = None, **options
+        self,
+        model: Callable,
+        x: Tensor,
+        generator: torch.Generator,
+        num_steps: int | None = None,
+        eta: float | None = None,
+        **options,
     ) -> Tensor:
-        """Walk from noise x (B, ...) to samples: by DDPM with all steps, by DDIM with fewer; `options` are theirs."""
-        sampler = sample_ddpm if num_steps in (None, self.max_steps) else sample_ddim
-        return sampler(model, x, self.schedule, generator, num_steps, **options)
+        """Walk from noise x (B, ...) to samples: by DDPM with all steps, by DDIM with fewer; `options` are theirs.
+
+        With an `eta` always by DDIM; otherwise DDIM's is 0.
+        """
+        if eta is None and num_steps in (None, self.max_steps):
+            return sample_ddpm(model, x, self.schedule, generator, num_steps, **options)
+        return sample_ddim(model, x, self.schedule, generator, num_steps, eta=eta or 0.0, **options)
