@@ -209,6 +209,10 @@ def test_a_published_network_loads_and_has_a_full_card(name):
     assert find_weights(name).stat().st_size <= 8 * 2**20
 
 
+def test_the_published_networks_stay_small_together():
+    assert sum(find_weights(name).stat().st_size for name in PUBLISHED) <= 36e6
+
+
 def test_each_published_file_has_its_partner():
     assert sorted(path.stem for path in cards.PUBLISHED.glob("*.json")) == PUBLISHED
 

@@ -12,11 +12,14 @@ import colab
 import nbformat
 import publish
 import pytest
+import torch
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
+from safetensors.torch import load
+from small_networks import saved
 
-from fmdiff_helpers.cards import build, read_card, upgrade
-from fmdiff_helpers.checkpoints import save_weights
+from fmdiff_helpers.cards import read_card
+from fmdiff_helpers.recipes import CARDS
 from notebooks import WIDGET, code_hash, normalise, shrink_png
 
 ROOT = Path(__file__).parents[1]
@@ -133,9 +136,8 @@ def trained(tmp_path, monkeypatch):
     """Return a function that writes a network as a training on some data leaves it, and publishes it."""
     monkeypatch.setattr(publish, "PUBLISHED", tmp_path / "published")
 
-    def write_and_publish(data):
-        card = upgrade({"network": "classifier.Classifier", "arguments": {"width": 2}, "data": data})
-        save_weights(tmp_path / "run" / "weights.safetensors", build(card), card)
+    def write_and_publish(data, name="classifier"):
+        saved(name, tmp_path / "run", data=data)
         return publish.publish(tmp_path / "run", "small", "fmdiff train small", tmp_path / "measures.json")
 
     return write_and_publish
@@ -149,6 +151,14 @@ def test_a_network_is_published_with_what_it_and_those_before_it_measured(traine
     assert card["data"] == "Fashion-MNIST, training split" and card["torch"] and card["version"]
     assert [each["measures"]["fd"][0] for each in card["earlier"]] == [3.0, 2.0]
     assert card["earlier"][0]["arguments"] == {"width": 2} and "earlier" not in card["earlier"][1]
+
+
+@pytest.mark.parametrize("name", ["classifier", "encoder", "vae", "attention_autoencoder", "unet", "patch_unet"])
+def test_only_denoisers_are_published_in_half_precision(trained, tmp_path, name):
+    (tmp_path / "measures.json").write_text("{}")
+    weights = load(trained("Fashion-MNIST, training split", name).read_bytes())
+    dtype = torch.float16 if CARDS[name]["kind"] == "denoiser" else torch.float32
+    assert {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()} == {dtype}
 
 
 def test_a_network_trained_on_the_stand_in_is_not_published(trained, tmp_path):

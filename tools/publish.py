@@ -1,5 +1,8 @@
 """Publish the weights of a training: copy them to data/weights, with a card that holds their measures.
 
+Denoisers are published in half precision, so that a copy of the repository stays small. The others keep single
+precision: all numbers depend on the judges, and all denoisers of its latents on an autoencoder.
+
 If they replace other weights, the new card keeps the measures of those under "earlier". It also keeps "choices", which
 were measured in separate trainings.
 
@@ -32,7 +35,8 @@ def publish(folder: str, name: str, command: str, measures: str) -> Path:
         kept = {key: before[key] for key in ("arguments", "recipe", "device", "seconds", "measures") if key in before}
         card["earlier"] = [*before.get("earlier", []), kept]
         card |= {"choices": before["choices"]} if "choices" in before else {}
-    save_weights(path, load_pretrained(folder), card)
+    model = load_pretrained(folder)
+    save_weights(path, model.half() if card["kind"] == "denoiser" else model, card)
     return path
 
 
