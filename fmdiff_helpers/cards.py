@@ -163,6 +163,8 @@ def check_card(card: dict) -> dict:
         expect("kind", card["kind"], card["kind"] == kind, f"{kind!r}, because {what} is one")
     check_arguments(card["network"], network, card["arguments"])
     check_arguments(name, process.from_card, arguments)
+    if T := card["arguments"].get("T"):
+        expect("T of the network", T, T == arguments.get("T"), f"{arguments.get('T')}, as the process has")
     expect("label_dropout", card["label_dropout"], card["label_dropout"] <= 1, "a share from 0 to 1")
     for key, value in card["recipe"].items():
         expect(f"recipe: {shorten(key)}", value, type(value) in (int, float) and abs(value) < math.inf, "a number")

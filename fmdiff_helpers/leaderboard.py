@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from fmdiff_helpers.batching import this_process
 from fmdiff_helpers.cards import PUBLISHED, WeightsError, find_weights
@@ -95,20 +96,35 @@ def clock(device: torch.device | str) -> float:
     return time.monotonic()
 
 
+def count_evaluations(drawer: Drawer, n: int = 10) -> float:
+    """Draw n images, and return how often denoisers were evaluated for each: a guided step takes two."""
+    seen = 0
+
+    def count(module: nn.Module, inputs: tuple) -> None:
+        nonlocal seen
+        seen += len(inputs[0]) if getattr(module, "kind", None) == "denoiser" else 0
+
+    hook = register_module_forward_pre_hook(count)
+    try:
+        drawer.draw(n, 0, drawer.all_kinds(n))
+    finally:
+        hook.remove()
+    return seen / n
+
+
 def measure_drawer(judge: Judge, drawer: Drawer, n: int, seeds: Sequence[int]) -> Measures:
     """Return all measures of n images, all kinds in turn, over the seeds.
 
-    One more is `seconds`: the time to draw 1,000 images, by `clock`.
+    Two more are `evaluations` of denoisers for an image, and `seconds`: the time to draw 1,000 images, by `clock`.
     """
     device, y = drawer.process.device, drawer.all_kinds(n)
-    # The first images take longer, because the device gets ready.
-    drawer.draw(min(n, 10), seeds[0], None if y is None else y[:10])
+    evaluations = count_evaluations(drawer)  # first, because the first images take longer: the device gets ready
     measured = []
     for seed in seeds:
         start = clock(device)
         images = to_uint8(drawer.draw(n, seed, y))
         seconds = (clock(device) - start) * 1000 / n
-        measured.append(judge.measure(images, y) | {"seconds": seconds})
+        measured.append(judge.measure(images, y) | {"evaluations": evaluations, "seconds": seconds})
     return mean_and_spread(measured)
 
 

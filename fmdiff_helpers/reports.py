@@ -1,7 +1,8 @@
 """Tables for people: how the command prints measures."""
 
 HEADS = {"measures": "mean", "floor": "floor", "limit": "limit"}
-BOARD = ("fd", "label_free_fd", "kd", "precision", "recall", "coverage", "label_accuracy", "copying", "seconds")
+BOARD = ("fd", "label_free_fd", "kd", "precision", "recall", "coverage", "label_accuracy", "copying")
+BOARD += ("evaluations", "seconds")
 
 
 def evaluation_table(columns: dict[str, dict[str, tuple[float, float]]]) -> str:

@@ -292,6 +292,8 @@ ODD_ENTRIES = [
     ("unet", "arguments.mults", [1] * 9, r"mults is \[1, 1, .*\]; expected a list of 1 to 8 whole numbers"),
     ("unet", "arguments.mults", [1, [2]], rf"mults is \[2\]; {WHOLE} 1 to 64"),
     ("unet", "arguments.num_classes", 3, "num_classes is 3; expected 0 or 10"),
+    ("unet", "arguments.T", 1, f"T is 1; {WHOLE} 2 to 100000"),
+    ("unet", "arguments.T", 100, "T of the network is 100; expected 200, as the process has"),
     ("transformer", "arguments.num_classes", 0, "num_classes is 0; expected 10"),
     ("transformer", "arguments.attention", {}, "attention is {}; expected a text"),
     ("patch_unet", "arguments.attention", "yes", "attention is 'yes'; expected true or false"),

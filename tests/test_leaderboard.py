@@ -84,7 +84,7 @@ def test_measures_are_mean_and_spread_over_the_seeds_of_what_the_judge_says_of_t
     y = drawer.all_kinds(200)
     each = [judge.measure(to_uint8(drawer.draw(200, seed, y)), y) for seed in seeds]
     found = measure_drawer(judge, drawer, 200, seeds)
-    assert list(found) == [*each[0], "seconds"] and ("label_accuracy" in found) is labelled
+    assert list(found) == [*each[0], "evaluations", "seconds"] and ("label_accuracy" in found) is labelled
     for name in each[0]:
         values = [measures[name] for measures in each]
         mean = sum(values) / len(seeds)
@@ -113,8 +113,24 @@ def test_seconds_are_those_of_drawing_alone_and_for_1000_images(monkeypatch):
     process = SimpleNamespace(device="elsewhere")
     drawer = SimpleNamespace(process=process, draw=draw, all_kinds=lambda n: torch.arange(n) % 10)
     found = measure_drawer(SimpleNamespace(measure=measure), drawer, 250, (0, 1, 2))
-    assert found == {"fd": (1.0, 0.0), "seconds": pytest.approx((4 * 4, 4 * 7**0.5))}
+    seconds = pytest.approx((4 * 4, 4 * 7**0.5))
+    assert found == {"fd": (1.0, 0.0), "evaluations": (0.0, 0.0), "seconds": seconds}
     assert devices == {"elsewhere"} and drawn == [0, 0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "name, options, expected",
+    [
+        ("unet", {"num_steps": 3}, 3),
+        ("vae", {}, 0),
+        ("latent_unet", {"num_steps": 2, "guidance": 2.0, "guide": "latent_unet_unit_1"}, 4),
+        ("patch_unet", {"num_steps": 3, "guidance": 2.0}, 6),
+        ("patch_unet", {"num_steps": 3, "guidance": 2.0, "interval": (60, 139)}, 4),  # of the steps 0, 100 and 199
+    ],
+)
+def test_evaluations_are_those_of_denoisers_for_one_image(name, options, expected):
+    drawer = load_drawer(name, **options)
+    assert leaderboard.count_evaluations(drawer, 20) == leaderboard.count_evaluations(drawer) == expected
 
 
 @pytest.mark.parametrize("index", ["", ":0"])
