@@ -20,7 +20,7 @@ REPORTS = {
     "bugs.py": {"measure"},
     "gpu_parts/good.py": {"distances", "quality"},
     "latents.py": {"measure_reported"},
-    "leaderboard.py": {"measure_kinds"},
+    "leaderboard.py": {"measure_board", "measure_kinds"},
     "patch_unets.py": {"measure_reported"},
     "quality.py": {"run"},
     "transformer_choices.py": {"measure"},
