@@ -107,6 +107,7 @@ WRONG = {
     ],
     (3, RESPACED): [
         (BEFORE + "return 1 - a / a.roll(1)", "not the last entry"),
+        (BEFORE + "b[0] = schedule.alpha_bar[0]; return 1 - a / b", "whose alpha_bar is 1$"),
         (BEFORE + "return 1 - a", "took away so far"),
         (BEFORE + "return a", "alpha_bar itself"),
         (BEFORE + "return a / b", "this is alpha"),
