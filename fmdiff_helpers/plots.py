@@ -67,6 +67,23 @@ def image_grid(
     return figure
 
 
+def two_ways(images: Tensor, column_labels: Sequence[str], row_labels: Sequence[str], there: str, back: str) -> Figure:
+    """Draw images (N, 1, H, W) in rows; an arrow above them points to the right, one below them to the left."""
+    figure, room = image_grid(images, len(column_labels), column_labels, row_labels), 0.35  # inches for each arrow
+    (axis,), (width, height) = figure.axes, figure.get_size_inches()
+    left, _, wide, high = axis.get_position().bounds
+    share = height / (height + 2 * room)
+    figure.set_size_inches(width, height + 2 * room)
+    axis.set_position([left, (1 - share) / 2, wide, high * share])
+    middle = room / 2 / (high * height)  # of the room for an arrow, in heights of the axis
+    for text, y, tail, head, color in ((there, 1 / high + middle, 0, 1, COLORS[0]), (back, -middle, 1, 0, COLORS[1])):
+        look = {"arrowstyle": "-|>", "linewidth": 3, "color": color, "shrinkA": 0, "shrinkB": 0}
+        axis.annotate("", (head, y), (tail, y), "axes fraction", arrowprops=look)
+        look = {"ha": "center", "va": "center", "backgroundcolor": "white", "color": color}
+        axis.text(0.5, y, text, transform=axis.transAxes, **look)
+    return figure
+
+
 def curves(
     x: Tensor | Sequence,
     lines: dict[str, Tensor | Sequence],
@@ -176,6 +193,24 @@ def schedule_curves(schedules: dict) -> Figure:
     return figure
 
 
+def snr_shares(tables: dict[str, Tensor], width: float = 5, limit: float = 50) -> Figure:
+    """Draw how many percent of its steps each named chain spends in each range of `width` dB of its SNR.
+
+    `tables` hold the SNR of each step in dB, (T,). Steps beyond plus or minus `limit` count in the outermost ranges.
+    """
+    figure, (axis,) = new_figure(9, 3.8)
+    edges = np.arange(-limit, limit + width, width)
+    for (name, table), style in zip(tables.items(), cycle(("-", "--", "-.", ":", (0, (6, 1)))), strict=False):
+        snr = table.detach().cpu().clamp(edges[0] + width / 2, edges[-1] - width / 2).numpy()
+        shares = np.histogram(snr, edges)[0] * 100 / len(snr)
+        axis.stairs(shares, edges, label=name, linestyle=style, linewidth=1.8)
+    axis.set(
+        xlabel="SNR in dB (less noise on the left)", ylabel=f"% of the steps in each {width:g} dB", xlim=(limit, -limit)
+    )
+    axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
 def histograms(
     values: dict[str, Tensor],
     gaussians: dict[str, tuple[float, float]] | None = None,
@@ -228,6 +263,19 @@ def class_clouds(points: Tensor, labels: Tensor, names: Sequence[str], size: flo
         placed.append((x, y))
         axis.text(x, y, names[kind], ha="center", va="center", fontsize=9, bbox=box)
     axis.set(xlabel="first principal component", ylabel="second principal component")
+    return figure
+
+
+def class_planes(points: dict[str, Tensor], labels: Tensor, names: Sequence[str], reach: float) -> Figure:
+    """Draw several named clouds of points (N, 2) side by side, from -reach to reach; each label (N,) has its colour."""
+    figure, axes = new_figure(3 * len(points), 3.4, columns=len(points))
+    for axis, (title, cloud) in zip(axes, points.items(), strict=True):
+        colors = {"c": labels.cpu().numpy(), "cmap": "tab10", "vmin": -0.5, "vmax": 9.5}
+        drawn = axis.scatter(*cloud.cpu().numpy().T, **colors, s=3, linewidths=0)
+        axis.set(title=title, xlabel="first direction", xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
+    axes[0].set_ylabel("second direction")
+    marks = drawn.legend_elements(num=list(range(len(names))))[0]
+    axes[-1].legend(marks, names, loc="upper left", bbox_to_anchor=(1, 1), fontsize=8, frameon=False)
     return figure
 
 

@@ -18,6 +18,7 @@ from fmdiff_helpers.plots import (
     balls,
     class_clouds,
     class_distributions,
+    class_planes,
     curves,
     histogram_frame,
     histograms,
@@ -27,7 +28,9 @@ from fmdiff_helpers.plots import (
     new_figure,
     normal_density,
     schedule_curves,
+    snr_shares,
     tradeoff,
+    two_ways,
 )
 from fmdiff_helpers.schedules import Schedule, cosine_beta, linear_beta
 from fmdiff_helpers.tiling import tile
@@ -192,6 +195,21 @@ def test_labels_stand_beside_their_columns_and_rows_in_order():
     assert axis.get_xlim() == (0, 3) and axis.get_ylim() == (2, 0), "one unit an image, the first row on top"
 
 
+def test_two_ways_keeps_every_pixel_of_the_grid_between_an_arrow_to_the_right_and_one_to_the_left():
+    labels = ["a", "b", "c"], ["x", "y"]
+    grid, figure = image_grid(IMAGES, 3, *labels), two_ways(IMAGES, *labels, "there", "back")
+    (axis,) = figure.axes
+    (plain,), (width, height) = grid.axes, figure.get_size_inches()
+    for size, other, side in ((width, grid.get_figwidth(), "width"), (height, grid.get_figheight(), "height")):
+        inches = getattr(axis.get_position(), side) * size
+        assert_allclose(inches, getattr(plain.get_position(), side) * other)
+    there, right, back, left = axis.texts
+    assert texts([there, right, back, left]) == ["", "there", "", "back"]
+    assert (there.xyann[0], there.xy[0]) == (0, 1) and (back.xyann[0], back.xy[0]) == (1, 0)
+    assert there.xy[1] == there.xyann[1] == right.get_position()[1] > 1 > 0 > back.xy[1] == back.xyann[1]
+    assert len({image.tobytes() for image in (drawn(figure), drawn(two_ways(IMAGES, *labels, "", "")))}) == 2
+
+
 # Lines
 
 
@@ -218,6 +236,17 @@ def test_schedule_curves_draws_signal_and_SNR_against_progress():
             assert_allclose(line.get_ydata(), table, rtol=1e-6, atol=1e-9)
     assert texts(left.get_legend().get_texts()) == list(SCHEDULES)
     assert all(axis.get_xlabel() and axis.get_ylabel() and axis.get_title() for axis in (left, right))
+
+
+def test_snr_shares_counts_all_steps_of_each_chain_in_percent():
+    tables = {"even": torch.tensor([12.0, 7.0, 2.0, -3.0]), "far": torch.tensor([99.0, 3.0, 4.0, -99.0, 1.0])}
+    (axis,) = snr_shares(tables, width=5, limit=20).axes
+    even, far = (steps.get_data() for steps in axis.patches)
+    assert_allclose(even.edges, [-20, -15, -10, -5, 0, 5, 10, 15, 20])
+    assert_allclose(even.values, [0, 0, 0, 25, 25, 25, 25, 0])
+    assert_allclose(far.values, [20, 0, 0, 0, 60, 0, 0, 20], err_msg="what is beyond the limit counts, too")
+    assert axis.get_xlim() == (20, -20) and "5 dB" in axis.get_ylabel() and axis.get_xlabel()
+    assert texts(axis.get_legend().get_texts()) == list(tables)
 
 
 @pytest.mark.parametrize("length", [1, 2, 4])
@@ -318,6 +347,17 @@ def test_balls_have_their_centres_and_radii():
     assert_allclose(real, POINTS)
     assert_allclose(drawn, POINTS[:2] + 1)
     assert axis.get_aspect() == 1 and texts(axis.get_legend().get_texts()) == ["real", "drawn"]
+
+
+def test_class_planes_draws_each_cloud_on_the_same_axes_in_the_colours_of_its_labels():
+    figure = class_planes({"near": POINTS, "far": 2 * POINTS}, KINDS, ["shoe", "bag"], reach=20)
+    for axis, title, scale in zip(figure.axes, ["near", "far"], [1, 2], strict=True):
+        (cloud,) = axis.collections
+        assert_allclose(cloud.get_offsets(), scale * POINTS)
+        assert cloud.get_array().tolist() == KINDS.tolist() and cloud.get_clim() == (-0.5, 9.5)
+        assert axis.get_title() == title and axis.get_xlim() == axis.get_ylim() == (-20, 20) and axis.get_xlabel()
+    assert figure.axes[0].get_ylabel()
+    assert texts(figure.axes[-1].get_legend().get_texts()) == ["shoe", "bag"]
 
 
 @pytest.mark.parametrize("given", [(), (-1.5, 0.2), (3, 2.5)])
