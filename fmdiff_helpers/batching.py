@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, reduce
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -38,6 +38,11 @@ def batch_size_on(device: torch.device) -> int:
 def own_part(batch: Tensor) -> Tensor:
     """Return the part of a batch (B, ...) that this process trains on."""
     return batch.chunk(this_process().num_processes)[this_process().process_index]
+
+
+def mean_of_processes(x: Tensor) -> Tensor:
+    """Return the mean of a tensor over all processes that share a batch, so that all of them go on alike."""
+    return reduce(x, "mean")
 
 
 def own_parts(parts: Iterable, shared: bool) -> dict[int, Any]:

@@ -9,11 +9,10 @@ from small_networks import tiny_network
 from torch import nn
 from torch.testing import assert_close
 
-from fmdiff_helpers import schedules
+from fmdiff_helpers import batching, schedules
 from fmdiff_helpers.cards import WeightsError, build, build_process
 from fmdiff_helpers.data import to_model
 from fmdiff_helpers.diffusion import add_noise, draw_noise, simple_loss, v_loss, validation_loss, x0_loss
-from fmdiff_helpers.processes import diffusion
 from fmdiff_helpers.processes.autoencoding import AnnealedLoss, Reconstruction, VariationalPrior
 from fmdiff_helpers.processes.classification import Classification, shift
 from fmdiff_helpers.processes.diffusion import Diffusion, ScheduledLoss
@@ -204,7 +203,7 @@ def test_the_sizes_are_means_over_all_processes(monkeypatch):
         asked.append((sizes.tolist(), how))
         return torch.tensor([6.0, 2.0]).double()  # as if others were more wrong
 
-    monkeypatch.setattr(diffusion, "reduce", reduce)
+    monkeypatch.setattr(batching, "reduce", reduce)
     found = value(scheduled(), 0, torch.tensor([0.5]).double())
     assert asked == [([0.25, 0.5], "mean")]
     assert_close(found, torch.full((3,), 0.9 * 0.25 + 0.1 * 3 * 0.5).double(), rtol=1e-6, atol=0)

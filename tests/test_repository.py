@@ -22,7 +22,7 @@ MODULES = sorted((ROOT / "fmdiff_helpers").rglob("*.py"))
 FLOORS = [
     {"start", "dials", "lab", "standin", "schedules", "tiling", "filmstrip", "reports", "batching", "cards", "models"},
     {"data", "checkpoints", "diffusion", "endings", "images", "plots"},
-    {"arguments", "export", "metrics", "samplers", "guidance", "run"},
+    {"arguments", "export", "metrics", "samplers", "guidance", "run", "tokens"},
     {"drawing", "processes", "train"},
     {"recipes", "latent_paths", "leaderboard", "results", "controls"},
     {"latent_plots", "explorer", "evaluation"},

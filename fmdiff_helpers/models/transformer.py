@@ -106,12 +106,30 @@ class TransformerBlock(nn.Module):
         return h + gate2 * self.feed_forward(self.norm2(h) * (1 + scale2) + shift2)
 
 
+def check_arguments(image_size: int, patch: int, dim: int, heads: int, attention: str) -> None:
+    """Raise ValueError unless the arguments of a `Transformer` fit together."""
+    if image_size % patch:
+        raise ValueError(f"image_size is {image_size} and patch {patch}; expected a patch that divides the size")
+    if dim % heads:
+        raise ValueError(f"dim is {dim} and heads {heads}; expected heads that divide dim")
+    if attention not in ATTENTION:
+        raise ValueError(f"attention is {attention!r}; expected one of {', '.join(map(repr, ATTENTION))}")
+
+
+def check_input(x: Tensor, y: Tensor | None, image_size: int) -> None:
+    """Raise ValueError unless a `Transformer` can read images x with labels y."""
+    if x.shape[1:] != (1, image_size, image_size):
+        raise ValueError(f"images are {tuple(x.shape)}; expected (B, 1, {image_size}, {image_size})")
+    if y is None:
+        raise ValueError("y is None; this network draws garments of a kind: give labels (B,), 0 to 9")
+
+
 class Transformer(nn.Module):
     """Predict x0, or v, of xt (B, 1, S, S) at step t (B,) with labels y (B,); the shape is that of xt.
 
     S is `image_size`, a multiple of `patch`. There are `depth` blocks; tokens have `dim` numbers, a multiple of 8 and
     of `heads`. `attention` is "linear" or "softmax", `position` is "learned" or "sinusoidal".
-    (Peebles & Xie 2023; Li & He 2025 for x0 as the target)
+    (Peebles & Xie 2023; Li & He 2025 for x0 as the target) Built in lesson 02.
     """
 
     kind = "denoiser"
@@ -129,12 +147,7 @@ class Transformer(nn.Module):
         position: str = "learned",
     ):
         super().__init__()
-        if image_size % patch:
-            raise ValueError(f"image_size is {image_size} and patch {patch}; expected a patch that divides the size")
-        if dim % heads:
-            raise ValueError(f"dim is {dim} and heads {heads}; expected heads that divide dim")
-        if attention not in ATTENTION:
-            raise ValueError(f"attention is {attention!r}; expected one of {', '.join(map(repr, ATTENTION))}")
+        check_arguments(image_size, patch, dim, heads, attention)
         self.image_size, self.patch = image_size, patch
         self.embed = PatchEmbedding(image_size, patch, dim, position)
         self.time = TimeEmbedding(dim // 4)
@@ -147,10 +160,7 @@ class Transformer(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
         """Return the prediction, shaped like x."""
-        if x.shape[1:] != (1, self.image_size, self.image_size):
-            raise ValueError(f"images are {tuple(x.shape)}; expected (B, 1, {self.image_size}, {self.image_size})")
-        if y is None:
-            raise ValueError("y is None; this network draws garments of a kind: give labels (B,), 0 to 9")
+        check_input(x, y, self.image_size)
         condition = self.time(t) + self.label(y)
         h = self.embed(x)
         for block in self.blocks:

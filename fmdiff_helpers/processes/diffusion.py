@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from accelerate.utils import reduce
 from torch import Tensor, nn
 
+from fmdiff_helpers.batching import mean_of_processes
 from fmdiff_helpers.diffusion import add_noise, draw_noise, simple_loss, v_loss, validation_loss, x0_loss
 from fmdiff_helpers.samplers import noise_from_v, noise_predictor, sample_ddim, sample_ddpm
 from fmdiff_helpers.schedules import (
@@ -48,8 +48,7 @@ class ScheduledLoss(nn.Module):
         """Return the loss of each image, (B,)."""
         error = (model(add_noise(x0, t, eps, self.schedule), t, y) - x0).flatten(1)
         squared, absolute = error.square().mean(dim=1), error.abs().mean(dim=1)
-        # Over all processes that share the batch, so that all of them mix alike.
-        sizes = reduce(torch.stack([squared.mean(), absolute.mean()]).detach(), "mean")
+        sizes = mean_of_processes(torch.stack([squared.mean(), absolute.mean()]).detach())
         self.sizes.lerp_(sizes, torch.where(self.step > 0, 0.01, 1.0))
         share = 0.9 - 0.4 * self.step / self.num_steps
         self.step += 1
