@@ -20,8 +20,8 @@ MODULES = sorted((ROOT / "fmdiff_helpers").rglob("*.py"))
 
 # From the ground to the roof: a module may import those on floors below it, and none beside or above it.
 FLOORS = [
-    {"start", "dials", "lab", "standin", "schedules", "tiling", "filmstrip", "reports", "batching", "cards", "models"},
-    {"data", "checkpoints", "diffusion", "endings", "images", "plots"},
+    {"start", "dials", "lab", "standin", "schedules", "tiling", "filmstrip", "reports", "batching", "cards"},
+    {"data", "checkpoints", "diffusion", "endings", "images", "plots", "models"},
     {"arguments", "export", "metrics", "samplers", "guidance", "run", "tokens"},
     {"drawing", "processes", "train"},
     {"recipes", "latent_paths", "leaderboard", "results", "controls"},

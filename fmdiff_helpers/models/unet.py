@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from fmdiff_helpers.diffusion import at
 from fmdiff_helpers.models.layers import TimeEmbedding, linear_attention
 from fmdiff_helpers.schedules import Schedule, cosine_beta
 
@@ -193,7 +192,8 @@ class UNet(nn.Module):
         found = self.out(self.last(torch.cat([h, stem], dim=1), time))
         if self.noise_scale is None:
             return found
-        return at(self.noise_scale, t, x) * x + at(self.signal_scale, t, x) * found
+        signal, noise = (scale[t].reshape(-1, 1, 1, 1) for scale in (self.signal_scale, self.noise_scale))
+        return noise * x + signal * found
 
     def embed(self, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
         """Check the input and return the embedding for all blocks: the step and, with labels, the kind of garment."""
