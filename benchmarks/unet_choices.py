@@ -12,6 +12,7 @@ import torch
 from exhibits import compared, publish, train_card
 
 from fmdiff_helpers.arguments import seeds_for
+from fmdiff_helpers.cards import read_card
 from fmdiff_helpers.data import describe_data
 from fmdiff_helpers.drawing import load_drawer
 from fmdiff_helpers.leaderboard import load_judge, measure_drawer
@@ -43,11 +44,12 @@ def train_variant(name: str) -> None:
 def measure(name: str) -> None:
     """Measure one variant, drawing by both samplers; all steps of DDPM with one seed only, because they take long."""
     judge, seeds = load_judge(split="validation"), seeds_for("validation")
+    loss = read_card(folder_of(name))["history"][-1]["validation"]["loss"]
     for sampler, num_steps in DRAWN.items():
         some = seeds if num_steps else seeds[:1]
         found = measure_drawer(judge, load_drawer(folder_of(name), num_steps), N, some)
         about = compared("validation", N) | {"training_steps": STEPS}
-        publish("unet", "choices", {f"{name}, {sampler}": found | {"seeds": len(some)}}, **about)
+        publish("unet", "choices", {f"{name}, {sampler}": found | {"seeds": len(some), "loss": loss}}, **about)
 
 
 if __name__ == "__main__":
