@@ -84,7 +84,7 @@ class Schedule:
     log_snr: Tensor = field(init=False, repr=False)
 
     def __post_init__(self):
-        check_beta(self.beta)
+        check_betas(self.beta)
         beta = self.beta.cpu().double().clone()
         alpha_bar = torch.cumprod(1 - beta, dim=0)
         tables = {
@@ -118,7 +118,7 @@ class Schedule:
         return moved
 
 
-def check_beta(beta: Tensor) -> None:
+def check_betas(beta: Tensor) -> None:
     """Raise ValueError unless `beta` is a 1-d floating-point tensor with values strictly between 0 and 1."""
     if not isinstance(beta, Tensor) or beta.ndim != 1 or len(beta) == 0 or not beta.is_floating_point():
         found = f"{beta.dtype} of shape {tuple(beta.shape)}" if isinstance(beta, Tensor) else repr(beta)

@@ -16,6 +16,7 @@ from fmdiff_helpers.cards import PUBLISHED, upgrade
 from fmdiff_helpers.checkpoints import load_pretrained, save_weights
 from fmdiff_helpers.data import load_fashion_mnist, to_model
 from fmdiff_helpers.models.vae import VAE, active_units, kl_divergence, reparameterize, vae_loss
+from fmdiff_helpers.processes.autoencoding import draw_gaussian
 from fmdiff_helpers.standin import draw_garments
 
 MU = torch.tensor([0.0, 1.5, -2.0, 0.3], dtype=torch.float64)
@@ -241,3 +242,22 @@ def test_the_published_latents_of_unseen_images_are_standard_and_no_place_is_lik
     within = z.std(dim=(2, 3))  # (2000, channels)
     assert within.mean(dim=0).min() > 0.3, "no channel is the same everywhere"
     assert within.mean(dim=1).min() > 0.1, "no image is"
+
+
+# A prior that is fitted to latents
+
+
+def test_points_of_the_fitted_gaussian_have_the_mean_and_the_covariance_of_the_latents():
+    z = normal(500, 3) @ torch.tensor([[2.0, 1.0, 0.0], [0.0, 0.5, -1.0], [0.0, 0.0, 0.1]]).double() + 5
+    points = draw_gaussian(z.reshape(500, 3, 1, 1), 200_000, torch.Generator().manual_seed(1))
+    assert points.shape == (200_000, 3, 1, 1) and points.dtype == z.dtype
+    assert_close(points.flatten(1).mean(dim=0), z.mean(dim=0), rtol=0, atol=0.02)
+    assert_close(torch.cov(points.flatten(1).T), torch.cov(z.T), rtol=0, atol=0.05)
+
+
+def test_a_number_that_is_the_same_for_all_latents_is_the_same_for_all_points():
+    z = torch.cat([normal(50, 2), torch.full((50, 1), 3.0).double()], dim=1)
+    points = draw_gaussian(z, 20, torch.Generator().manual_seed(0))
+    assert_close(points[:, 2], torch.full((20,), 3.0).double(), rtol=0, atol=1e-6)
+    again = draw_gaussian(z, 20, torch.Generator().manual_seed(0))
+    assert points.equal(again) and differ(points, draw_gaussian(z, 20, torch.Generator().manual_seed(1)))

@@ -56,11 +56,45 @@ class ResidualBlock(nn.Module):
         return x + self.net(x)
 
 
+def encoder_layers(width: int, channels: int, grid: int) -> nn.Sequential:
+    """Return the layers from pictures to means and log-variances, (B, 2 * channels, grid, grid). Built in lesson 04."""
+    kernel, padding = (3, 1) if grid == 7 else (7, 0)  # a 7 x 7 kernel turns 7 x 7 places into one
+    return nn.Sequential(
+        nn.Conv2d(1, width, 4, stride=2, padding=1),
+        ResidualBlock(width),
+        nn.Conv2d(width, 2 * width, 4, stride=2, padding=1),
+        ResidualBlock(2 * width),
+        nn.GroupNorm(math.gcd(8, width), 2 * width),
+        nn.SiLU(),
+        nn.Conv2d(2 * width, 2 * channels, kernel, padding=padding),
+    )
+
+
+def decoder_layers(width: int, channels: int, grid: int) -> nn.Sequential:
+    """Return the layers from latents (B, channels, grid, grid) to pictures. Built in lesson 04."""
+    kernel, padding = (3, 1) if grid == 7 else (7, 0)
+    return nn.Sequential(
+        nn.ConvTranspose2d(channels, 2 * width, kernel, padding=padding),
+        ResidualBlock(2 * width),
+        ResidualBlock(2 * width),
+        nn.Upsample(scale_factor=2),
+        nn.Conv2d(2 * width, width, 3, padding=1),
+        ResidualBlock(width),
+        nn.Upsample(scale_factor=2),
+        nn.Conv2d(width, width // 2, 3, padding=1),
+        ResidualBlock(width // 2),
+        nn.GroupNorm(math.gcd(8, width // 2), width // 2),
+        nn.SiLU(),
+        nn.Conv2d(width // 2, 1, 3, padding=1),
+    )
+
+
 class VAE(nn.Module):
     """Encode images (B, 1, 28, 28) to latents (B, channels, grid, grid) and decode them.
 
     `grid` is 7, for a map of the garment, or 1, for a vector; `width` is the number of channels at 14 x 14. `shift` and
     `scale` (channels, 1, 1) standardise latents; training measures them, and they are saved with the weights.
+    Built in lesson 04.
     """
 
     kind = "autoencoder"
@@ -72,30 +106,8 @@ class VAE(nn.Module):
         if grid not in (1, 7):
             raise ValueError(f"grid is {grid!r}; expected 7, for a map of 7 x 7 places, or 1, for a vector")
         self.latent_shape = (channels, grid, grid)
-        kernel, padding = (3, 1) if grid == 7 else (7, 0)  # a 7 x 7 kernel turns 7 x 7 places into one
-        self.encoder = nn.Sequential(
-            nn.Conv2d(1, width, 4, stride=2, padding=1),
-            ResidualBlock(width),
-            nn.Conv2d(width, 2 * width, 4, stride=2, padding=1),
-            ResidualBlock(2 * width),
-            nn.GroupNorm(math.gcd(8, width), 2 * width),
-            nn.SiLU(),
-            nn.Conv2d(2 * width, 2 * channels, kernel, padding=padding),
-        )
-        self.decoder = nn.Sequential(
-            nn.ConvTranspose2d(channels, 2 * width, kernel, padding=padding),
-            ResidualBlock(2 * width),
-            ResidualBlock(2 * width),
-            nn.Upsample(scale_factor=2),
-            nn.Conv2d(2 * width, width, 3, padding=1),
-            ResidualBlock(width),
-            nn.Upsample(scale_factor=2),
-            nn.Conv2d(width, width // 2, 3, padding=1),
-            ResidualBlock(width // 2),
-            nn.GroupNorm(math.gcd(8, width // 2), width // 2),
-            nn.SiLU(),
-            nn.Conv2d(width // 2, 1, 3, padding=1),
-        )
+        self.encoder = encoder_layers(width, channels, grid)
+        self.decoder = decoder_layers(width, channels, grid)
         self.register_buffer("shift", torch.zeros(channels, 1, 1))
         self.register_buffer("scale", torch.ones(channels, 1, 1))
 

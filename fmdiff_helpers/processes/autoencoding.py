@@ -30,6 +30,18 @@ class AnnealedLoss(nn.Module):
         return vae_loss(x_hat, x0, mu, log_var, beta)
 
 
+def draw_gaussian(z: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """Draw n points (n, ...) from the normal distribution with the mean and the covariance of the latents z (N, ...).
+
+    A prior that is fitted after the training. (Ghosh et al. 2020, section 4) Built in lesson 04.
+    """
+    flat = z.flatten(1)
+    variances, directions = torch.linalg.eigh(torch.cov(flat.T))
+    spreads = variances.clamp(min=0).sqrt()  # rounding makes some of them negative
+    eps = torch.randn((n, len(spreads)), generator=generator).to(z)
+    return (flat.mean(0) + (spreads * eps) @ directions.T).reshape(n, *z.shape[1:])
+
+
 def standardise(model: nn.Module, z: Tensor, dims: tuple[int, ...]) -> None:
     """Set an autoencoder's `shift` and `scale` to the mean and the spread over `dims` of latents z (N, ...).
 
