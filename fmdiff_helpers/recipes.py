@@ -50,9 +50,9 @@ CARDS: dict[str, dict[str, Any]] = {
     "unet": new_card(
         "denoiser",
         "unet.UNet",
-        {"width": 32, "mults": [1, 2], "patch": 2, "depth": 1, "block": "resnet", "num_classes": 0},
+        {"width": 32, "mults": [1, 2], "patch": 2, "depth": 1, "block": "resnet", "num_classes": 0, "T": 200},
         cosine(200, "eps"),
-        {"lr": 2e-3},
+        {"lr": 8e-3},
     ),
     "transformer": new_card(
         "denoiser",
@@ -117,7 +117,7 @@ CARDS: dict[str, dict[str, Any]] = {
 }
 # Network -> its steps with the profiles "quick" and "full".
 STEPS = {
-    "unet": (2000, 5000),
+    "unet": (2000, 8000),
     "transformer": (1500, 12000),
     "vae": (1000, 3000),
     "latent_unet": (7000, 16000),
