@@ -44,6 +44,7 @@ recipes.NUM_VALIDATION = 32
 for card in CARDS.values():
     if card["kind"] == "denoiser":
         card["process"] = card["process"] | {"T": 6}
+        card["arguments"] = card["arguments"] | ({"T": 6} if "T" in card["arguments"] else {})
 
 
 def normalise():
@@ -230,7 +231,7 @@ def test_a_killed_process_ends_the_launch_with_a_message_and_a_checkpoint_to_go_
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     whole, parts = (load_file(place / "weights.safetensors") for place in (slow.with_name("whole"), folder))
-    assert_close(parts, whole, rtol=1e-2, atol=1e-4)
+    assert_close(parts, whole, rtol=1e-2, atol=2e-3)  # a quarter of one of Adam's first steps, see `check_training`
 
 
 @pytest.mark.filterwarnings("ignore")  # PyTorch has deprecated all_reduce, but not published its replacement

@@ -21,7 +21,7 @@ from browser import (
 from nbconvert import HTMLExporter
 from test_notebooks import code_cells, needed
 
-FILMS = {"01": 3, "02": 2, "03": 1, "04": 2, "05": 2, "06": 1, "07": 2, "08": 1}  # Filmstrips in a saved lesson
+FILMS = {"01": 3, "02": 1, "03": 1, "04": 2, "05": 2, "06": 1, "07": 2, "08": 1}  # Filmstrips in a saved lesson
 LESSONS = {path.name[:2]: path for path in (Path(__file__).parents[1] / "notebooks").glob("*.ipynb")}
 
 pytestmark = [
@@ -151,7 +151,6 @@ def test_lesson_02_in_jupyterlab():
         explorer, handle = check_explorer(page)
         slide_to_the_end(page, handle)
         check_choice(page, explorer, 0, "DDPM", explorer.locator("img").last)
-        check_film(page, page.locator("figure.fmdiff-film").last)
 
 
 def test_lesson_03_in_jupyterlab():
@@ -159,9 +158,10 @@ def test_lesson_03_in_jupyterlab():
         explorer, handle = check_explorer(page)
         slide_to_the_end(page, handle)
         xt = explorer.locator("img").first
-        clipped = pixels(xt)
-        explorer.locator("input[type=checkbox]").click()
-        check_changes(page, xt, clipped)
+        before = pixels(xt)
+        explorer.locator("input[type=number]").first.fill("7")
+        page.keyboard.press("Enter")
+        check_changes(page, xt, before)
 
 
 def check_second_explorer(page):

@@ -22,7 +22,10 @@ REFUSED = {
         "naive_steps": ("expected a whole number of at least 1", [0]),
         "num_moments": ("expected a whole number from 2 to 191", [1, 192]),
     },
-    "04": {"steps": ("expected a whole number of at least 5", [4, 100.5])},
+    "04": {
+        "steps": ("expected a whole number of at least 5", [4, 100.5]),
+        "draws": ("expected a whole number from 130 to 10000", [129, 10_001]),
+    },
     "05": {"steps": ("expected a whole number of at least 10", [9])},
     "06": {"steps": ("expected a whole number of at least 2", [1])},
     "07": {
