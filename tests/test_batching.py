@@ -184,6 +184,7 @@ from fmdiff_helpers.standin import draw_garments
 recipes.NUM_VALIDATION = 32
 recipes.load_fashion_mnist = lambda split: draw_garments(96)
 recipes.CARDS["unet"]["arguments"] |= {"width": 8, "mults": [1]}
+recipes.CARDS["unet"]["recipe"]["lr"] = 2e-3  # Adam's first steps enlarge what rounding does, in proportion to the rate
 recipes.profiles = lambda name: {"smoke": {"steps": 30, "every": 10}, "full": {}}
 (loss, predictor), pause = TARGETS["eps"], float(sys.argv.pop(1))
 TARGETS["eps"] = (lambda *args: time.sleep(pause) or loss(*args), predictor)
@@ -231,7 +232,7 @@ def test_a_killed_process_ends_the_launch_with_a_message_and_a_checkpoint_to_go_
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     whole, parts = (load_file(place / "weights.safetensors") for place in (slow.with_name("whole"), folder))
-    assert_close(parts, whole, rtol=1e-2, atol=2e-3)  # a quarter of one of Adam's first steps, see `check_training`
+    assert_close(parts, whole, rtol=1e-2, atol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore")  # PyTorch has deprecated all_reduce, but not published its replacement
