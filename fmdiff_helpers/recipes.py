@@ -1,5 +1,6 @@
 """Recipes: how the networks of `fmdiff train` are built and trained; each recipe is the beginning of a card."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from fmdiff_helpers.batching import batch_size_on, in_batches, this_process
 from fmdiff_helpers.cards import (
+    WeightsError,
     build,
     build_process,
     class_name,
@@ -20,11 +22,14 @@ from fmdiff_helpers.cards import (
     read_card,
     takes_labels,
 )
+from fmdiff_helpers.checkpoints import load_pretrained
 from fmdiff_helpers.data import NUM_VALIDATION, describe_data, is_there, load_fashion_mnist, raw_folder, to_model
-from fmdiff_helpers.drawing import autoencoder_of
+from fmdiff_helpers.drawing import Drawer, autoencoder_of, load_drawer
 from fmdiff_helpers.endings import Signals, only_writer
 from fmdiff_helpers.guidance import drop_labels
 from fmdiff_helpers.train import Run, check_folder, check_recipe, train
+
+PAIR_STEPS = 50  # of a flow that draws pairs for another one
 
 
 def new_card(
@@ -175,7 +180,9 @@ def training_parts(card: dict, images: Tensor, labels: Tensor, device: torch.dev
     if card["kind"] == "denoiser" and (card["label_dropout"] or not labelled):
         loss = LabelLoss(loss, labelled, card["label_dropout"])
         draw = partial(draw_with_u, draw) if card["label_dropout"] else draw
-    if card["autoencoder"]:  # its weights do not change, so each image is encoded once
+    if getattr(process, "has_pairs", False):
+        x = draw_pairs(load_drawer(published_first(process.teacher), device=device), labels, card["recipe"]["seed"])
+    elif card["autoencoder"]:  # its weights do not change, so each image is encoded once
         autoencoder, size = autoencoder_of(card, device), batch_size_on(device)
 
         def encode(part: Tensor) -> Tensor:
@@ -187,6 +194,32 @@ def training_parts(card: dict, images: Tensor, labels: Tensor, device: torch.dev
     y = None if card["kind"] == "denoiser" and not labelled else y
     data = x[:-NUM_VALIDATION], labels[:-NUM_VALIDATION]
     return Parts(loss, draw, data, partial(process.validate, x0=x0, y=y))
+
+
+def draw_pairs(drawer: Drawer, labels: Tensor, seed: int) -> Tensor:
+    """Return noise and what a trained flow makes of it, for each of the labels (N,): (N, 2 C, H, W), x0 first."""
+    device = drawer.process.device
+    shape = drawer.autoencoder.latent_shape if drawer.autoencoder else drawer.process.shape
+    eps = torch.randn((len(labels), *shape), generator=torch.Generator().manual_seed(seed)).to(device)
+    y = [labels.to(device)] if drawer.takes_labels else []
+
+    def pair(eps: Tensor, y: Tensor | None = None) -> Tensor:
+        clip = math.inf if drawer.autoencoder else 1.0
+        return torch.cat([drawer.process.sample(drawer.model, eps, None, PAIR_STEPS, y=y, clip=clip), eps], dim=1)
+
+    return in_batches(pair, eps, *y, batch_size=batch_size_on(device), shared=True)
+
+
+def start_from(model: nn.Module, teacher: str) -> None:
+    """Give a network the weights of the published one, or folder, that it learns from; what is new stays as it is.
+
+    WeightsError unless all weights of the teacher fit.
+    """
+    found = load_pretrained(published_first(teacher)).state_dict()
+    own = model.state_dict()
+    if wrong := [name for name in found if name not in own or own[name].shape != found[name].shape]:
+        raise WeightsError(f"{wrong[0]} of {teacher!r} does not fit the network that should start from it")
+    model.load_state_dict(own | found)
 
 
 def run_folder(name: str, epochs: float) -> Path:
@@ -235,6 +268,8 @@ def train_network(
     with torch.random.fork_rng(devices=[]):  # the seed decides the first weights; the caller's random numbers stay
         torch.default_generator.manual_seed(card["recipe"]["seed"])
         model = build(card)
+    if teacher := getattr(build_process(card), "teacher", ""):
+        start_from(model, teacher)
     with only_writer(Path(folder)):
         check_folder(Path(folder), card)  # before all images are encoded
         with Signals() as signals, signals.at_once():

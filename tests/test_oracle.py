@@ -1,15 +1,18 @@
 """An oracle: Hugging Face's diffusers, a library written by others, gives the same numbers as our formulas."""
 
+import math
+
 import pytest
 import torch
 from torch.testing import assert_close
 
 pytest.importorskip("diffusers")
 
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.training_utils import compute_snr
 
 from fmdiff_helpers.diffusion import add_noise, posterior, velocity
+from fmdiff_helpers.flow_samplers import even_times, sample_dpm, sample_euler
 from fmdiff_helpers.metrics import frechet_distance, kernel_distance
 from fmdiff_helpers.samplers import respace, sample_ddim, sample_ddpm
 from fmdiff_helpers.schedules import Schedule, cosine_beta, linear_beta, quadratic_beta, sigmoid_beta
@@ -194,3 +197,29 @@ def test_a_chain_of_ddim(name, num_steps, clip, eta, double_noise):
     theirs.num_inference_steps = num_steps - 1 if num_steps < SHORT else num_steps  # SHORT // this is their stride
     options = {"eta": eta, "use_clipped_model_output": True}
     check_chain(theirs, sample_ddim, name, options, num_steps=num_steps, clip=clip, eta=eta)
+
+
+# Flows
+
+
+def curved(x, t, y=None):
+    """A velocity that depends on every number, and on the time."""
+    return torch.tanh(x) + t.reshape(-1, 1, 1, 1) * x.flip(3)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 10])
+@pytest.mark.parametrize("name", ["euler", "dpm"])
+def test_samplers_of_flows(name, num_steps):
+    """The same steps at the same times; theirs keep the times in float32."""
+    if name == "euler":
+        theirs, ours = FlowMatchEulerDiscreteScheduler(), sample_euler
+    else:
+        options = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "final_sigmas_type": "zero"}
+        theirs, ours = DPMSolverMultistepScheduler(**options, flow_shift=1.0), sample_dpm
+    theirs.set_timesteps(num_steps)
+    theirs.sigmas = torch.tensor(even_times(num_steps), dtype=torch.float64)
+    x = expected = images(0, 3)
+    for k, t in enumerate(theirs.timesteps):
+        now = torch.full((3,), theirs.sigmas[k].item(), dtype=torch.float64)
+        expected = theirs.step(curved(expected, now), t, expected, return_dict=False)[0].double()
+    assert_close(ours(curved, x, num_steps, clip=math.inf), expected, rtol=1e-5, atol=1e-5)

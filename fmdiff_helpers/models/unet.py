@@ -120,6 +120,8 @@ class UNet(nn.Module):
     With T above 0 the network knows the scales of signal and noise of the cosine schedule of T steps, and its layers
     F need not find the noise alone: it returns noise_scale * xt + signal_scale * F. An error of F is then no longer
     divided by signal_scale in the predicted x0, where hardly any signal is left. (Salimans & Ho 2022, appendix D)
+
+    With `spans` it predicts the mean velocity on the way from t to a second time r. (Geng et al. 2025)
     """
 
     kind = "denoiser"
@@ -134,6 +136,7 @@ class UNet(nn.Module):
         num_classes: int = 0,
         channels: int = 1,
         T: int = 0,
+        spans: bool = False,
     ):
         super().__init__()
         blocks = {"resnet": ResNetBlock, "convnext": ConvNeXtBlock}
@@ -144,6 +147,7 @@ class UNet(nn.Module):
         self.num_classes = num_classes
         self.patch = patch
         self.time = TimeEmbedding(width)
+        self.span = TimeEmbedding(width) if spans else None
         self.label = nn.Embedding(num_classes + 1, time_dim) if num_classes else None
         self.stem = nn.Sequential(nn.PixelUnshuffle(patch), nn.Conv2d(patch**2 * channels, width, 3, padding=1))
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
@@ -167,13 +171,18 @@ class UNet(nn.Module):
         )
         nn.init.zeros_(self.out[2].weight)  # the untrained network predicts 0, the best guess without data
         nn.init.zeros_(self.out[2].bias)
+        if self.span is not None:  # at first the network is one that does not know the second time
+            nn.init.zeros_(self.span.mlp[2].weight)
+            nn.init.zeros_(self.span.mlp[2].bias)
         scales = Schedule(cosine_beta(T)) if T else None
         for name in ("signal_scale", "noise_scale"):
             self.register_buffer(name, getattr(scales, name).float() if T else None, persistent=False)
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """Return the predicted noise, shaped like x."""
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, r: Tensor | None = None) -> Tensor:
+        """Return the prediction, shaped like x; with `spans`, r (B,) is the time where the way ends, by default t."""
         time = self.embed(x, t, y)
+        if self.span is not None:
+            time = time + self.span(torch.zeros_like(t) if r is None else t - r)
         h = stem = self.stem(x)
         skips = []
         for *stages, halve in self.down:

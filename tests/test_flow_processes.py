@@ -1,0 +1,184 @@
+"""The claims of fmdiff_helpers.processes.flow: what is drawn and learned, and that such networks train and draw."""
+
+import math
+
+import pytest
+import torch
+from small_networks import saved
+from torch import nn
+from torch.testing import assert_close
+
+from fmdiff_helpers import recipes
+from fmdiff_helpers.cards import WeightsError, build, build_process, read_card
+from fmdiff_helpers.data import to_model
+from fmdiff_helpers.drawing import load_drawer
+from fmdiff_helpers.flow_samplers import sample_euler, sample_jumps
+from fmdiff_helpers.flows import flow_loss, mean_flow_loss, straight_path
+from fmdiff_helpers.processes.flow import Flow, MeanFlow, Reflow
+from fmdiff_helpers.recipes import draw_pairs, new_card, start_from, train_network, training_parts
+from fmdiff_helpers.standin import draw_garments
+
+CPU = torch.device("cpu")
+UNET = {"channels": 2, "width": 8, "mults": [1], "patch": 1, "num_classes": 10}
+
+
+def card(process: str = "Flow", **arguments) -> dict:
+    """Return the beginning of the card of a tiny network in the latent of a tiny VAE."""
+    found = {"name": f"flow.{process}", "T": 1000} | arguments
+    network = UNET | ({"spans": True} if process == "MeanFlow" else {})
+    return new_card("denoiser", "unet.UNet", network, found, {"lr": 1e-3}, autoencoder="vae")
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def model(x, t, y=None, *r):
+    """A model that depends on all that it is given."""
+    return torch.sin(x + sum(time.reshape(-1, 1, 1, 1) / 1000 for time in (t, *r)))
+
+
+# What is drawn
+
+
+@pytest.mark.parametrize("process", [Flow, MeanFlow, Reflow])
+def test_a_process_draws_from_the_generator_alone(process):
+    flow, x0, before = process(CPU, 1000), torch.empty(50, 2, 7, 7), torch.get_rng_state()
+    one, same, other = (flow.draw(x0, generator(seed)) for seed in (0, 0, 1))
+    for a, b, c in zip(one, same, other, strict=True):
+        assert len(a) == 50 and torch.equal(a, b) and not torch.equal(a, c)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    "times, shift, middle, within",
+    [("uniform", 1.0, 0.5, 0.5), ("logit_normal", 1.0, 0.5, 0.7267), ("uniform", 3.0, 0.75, None)],
+)
+def test_times_are_spread_as_the_card_says(times, shift, middle, within):
+    """The median, and the share between 1/4 and 3/4: for logit-normal times that of a normal below log 3."""
+    t, eps = Flow(CPU, 1000, times, shift).draw(torch.empty(20_000, 1), generator())
+    assert 0 <= t.min() and t.max() <= 1
+    assert t.median().item() == pytest.approx(middle, abs=0.02)
+    if within:
+        assert ((t > 0.25) & (t < 0.75)).double().mean().item() == pytest.approx(within, abs=0.02)
+    assert eps.mean().item() == pytest.approx(0, abs=0.04) and eps.std().item() == pytest.approx(1, abs=0.03)
+
+
+def test_the_second_time_is_never_later_and_for_half_of_the_images_the_same():
+    t, r, _ = MeanFlow(CPU, 1000).draw(torch.empty(10_000, 1), generator())
+    assert (r <= t).all() and (r == t).double().mean().item() == pytest.approx(0.5, abs=0.03)
+    assert r[r < t].mean().item() == pytest.approx(1 / 3, abs=0.02)  # the smaller of two
+
+
+@pytest.mark.parametrize("arguments", [{"times": "late"}, {"shift": 0.0}])
+def test_times_that_there_are_not_are_refused(arguments):
+    with pytest.raises(WeightsError, match=f"{next(iter(arguments))} is "):
+        build_process(card(**arguments))
+
+
+# What is learned
+
+
+def test_the_loss_is_that_of_the_velocity_for_a_network_that_is_told_t_in_steps():
+    x0, (t, eps) = torch.randn((6, 2, 3, 3)), Flow(CPU, 1000).draw(torch.empty(6, 2, 3, 3), generator())
+    expected = flow_loss(lambda x, t, y: model(x, 1000 * t, y), x0, None, t, eps)
+    assert_close(Flow(CPU, 1000).loss(model, x0, None, t, eps), expected)
+    assert_close(Flow(CPU, 1000).training_loss(10)(model, x0, None, t, eps), expected)
+    xt = straight_path(x0, t, eps)
+    assert_close(expected, (torch.sin(xt + t.reshape(-1, 1, 1, 1)) - (eps - x0)).square().mean(dim=(1, 2, 3)))
+
+
+def test_reflow_learns_from_pairs_and_mean_flow_is_told_both_times_in_steps():
+    x0, eps, t = torch.randn((6, 2, 3, 3)), torch.randn((6, 2, 3, 3)), torch.rand(6)
+    expected = Flow(CPU, 1000).loss(model, x0, None, t, eps)
+    assert_close(Reflow(CPU, 1000).loss(model, torch.cat([x0, eps], dim=1), None, t), expected)
+    expected = mean_flow_loss(lambda x, t, y, r: model(x, 1000 * t, y, 1000 * r), x0, None, t, t / 3, eps)
+    assert_close(MeanFlow(CPU, 1000).loss(model, x0, None, t, t / 3, eps), expected)
+
+
+@pytest.mark.parametrize("process", [Flow, MeanFlow, Reflow])
+def test_validation_is_the_same_each_time_and_its_bins_are_ranges_of_the_time(process):
+    """A network whose error is larger at late times has larger errors in later bins."""
+    x0 = torch.randn((200, 2, 3, 3), generator=generator())
+    worse = lambda x, t, y=None, *r: 5 * (t / 1000).reshape(-1, 1, 1, 1).expand(len(x), 2 - (x.shape[1] == 1), 3, 3)  # noqa: E731
+    data = torch.cat([x0, x0.flip(0)], dim=1) if process is Reflow else x0
+    one, same = (process(CPU, 1000).validate(worse, data, None) for _ in range(2))
+    assert one == same and len(one["bins"]) == 10 and one["bins"][9] > 5 * one["bins"][0]
+    assert one["loss"] == pytest.approx(sum(one["bins"]) / 10, rel=1e-5)
+
+
+# Networks with two times
+
+
+def test_a_network_starts_as_its_teacher_whatever_the_second_time_is(tmp_path, autoencoder):
+    torch.manual_seed(0)
+    network = build(card("MeanFlow"))
+    teacher = saved("latent_unet", tmp_path / "teacher", autoencoder=autoencoder, process=card()["process"])
+    start_from(network, str(tmp_path / "teacher"))
+    x, t, y = torch.randn((3, 2, 7, 7)), torch.tensor([900.0, 500.0, 100.0]), torch.arange(3)
+    for r in (None, t, t / 2):
+        assert_close(network(x, t, y, r), teacher(x, t, y))
+    nn.init.normal_(network.span.mlp[2].weight)
+    assert not torch.allclose(network(x, t, y, t / 2), network(x, t, y, t))
+    assert_close(network(x, t, y), network(x, t, y, t))
+
+
+def test_a_teacher_that_does_not_fit_is_refused(tmp_path):
+    saved("patch_unet", tmp_path / "teacher")
+    with pytest.raises(WeightsError, match="does not fit the network that should start from it"):
+        start_from(build(card("MeanFlow")), str(tmp_path / "teacher"))
+
+
+# From training to drawing
+
+
+@pytest.fixture
+def autoencoder(tmp_path):
+    """Write a tiny VAE and return the entry of a card that names it."""
+    saved("vae", tmp_path / "vae")
+    return {"name": str(tmp_path / "vae"), "sha256": read_card(tmp_path / "vae")["sha256"]}
+
+
+@pytest.fixture
+def teacher(tmp_path, autoencoder):
+    """Write a tiny flow and return its folder."""
+    saved("latent_unet", tmp_path / "flow", autoencoder=autoencoder, process=card()["process"])
+    return str(tmp_path / "flow")
+
+
+def test_pairs_are_noise_and_what_the_teacher_makes_of_it_the_same_each_time(teacher):
+    drawer, labels = load_drawer(teacher), torch.arange(30) % 10
+    one, same, other = (draw_pairs(drawer, labels, seed) for seed in (4, 4, 5))
+    assert one.shape == (30, 4, 7, 7) and torch.equal(one, same) and not torch.equal(one, other)
+    x0, eps = one.chunk(2, dim=1)
+    assert torch.equal(eps, torch.randn((30, 2, 7, 7), generator=generator(4)))
+    at_times = drawer.process.at_times(drawer.model)
+    assert_close(x0, sample_euler(at_times, eps, recipes.PAIR_STEPS, labels, clip=math.inf), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("process", ["Flow", "Reflow", "MeanFlow"])
+def test_a_network_is_trained_and_draws(monkeypatch, tmp_path, teacher, autoencoder, process):
+    found = card(process, **({} if process == "Flow" else {"teacher": teacher}))
+    data = draw_garments(2100, seed=0)
+    monkeypatch.setitem(recipes.CARDS, "tiny", found)
+    monkeypatch.setitem(recipes.STEPS, "tiny", (2, 4))
+    monkeypatch.setattr(recipes, "load_fashion_mnist", lambda split: data)
+    monkeypatch.setattr(recipes, "latent_shape", lambda card: (2, 7, 7))
+    model, history = train_network(
+        "tiny", tmp_path / "out", autoencoder=autoencoder["name"], steps=4, every=2, batch_size=20
+    )
+    assert [point["step"] for point in history if "validation" in point] == [2, 4]
+    drawer = load_drawer(tmp_path / "out", 3)
+    images = drawer.draw(4, 0, drawer.all_kinds(4))
+    assert images.shape == (4, 1, 28, 28) and torch.equal(images, drawer.draw(4, 0, drawer.all_kinds(4)))
+    x = torch.randn((4, 2, 7, 7), generator=generator())
+    sample = sample_jumps if process == "MeanFlow" else sample_euler
+    expected = drawer.decode(sample(drawer.process.at_times(model.eval()), x, 3, torch.arange(4), clip=math.inf))
+    assert_close(images, expected.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_images_of_a_flow_are_encoded_once_as_for_any_network_in_a_latent(autoencoder):
+    images, labels = draw_garments(2050, seed=0)
+    parts = training_parts(card() | {"autoencoder": autoencoder, "recipe": {"steps": 4}}, images, labels, CPU)
+    vae = recipes.autoencoder_of({"autoencoder": autoencoder}, "cpu")
+    assert_close(parts.data[0][:5], vae.to_latent(to_model(images[:5])), rtol=1e-4, atol=1e-5)
