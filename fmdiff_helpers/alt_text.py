@@ -51,7 +51,8 @@ def path_of(line: Line2D, scale: str) -> str:
     least, most = y.argmin(), y.argmax()
     down = f", down to {texts[least]} at {plain_number(x[least])}" if y[least] < low - margin else ""
     up = f", up to {texts[most]} at {plain_number(x[most])}" if y[most] > high + margin else ""
-    return f"from {texts[0]} to {texts[-1]}{down}{up}"
+    ends_alike = texts[0] == texts[-1] and not down + up
+    return f"at {texts[0]}" if ends_alike else f"from {texts[0]} to {texts[-1]}{down}{up}"
 
 
 def named_parts(axes: Axes, most: int) -> list[str]:

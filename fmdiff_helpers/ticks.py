@@ -6,8 +6,8 @@ from matplotlib.ticker import LogFormatter
 
 
 def plain_number(x: float) -> str:
-    """Return a number in at most three digits and without an exponent: 0.0123, 5, 12300."""
-    return np.format_float_positional(float(f"{x:.3g}"), trim="-")
+    """Return a number without an exponent: a whole one as it is, others in three digits. 4096, 0.0123, 57.3."""
+    return np.format_float_positional(x if x == round(x) else float(f"{x:.3g}"), trim="-")
 
 
 class PlainNumbers(LogFormatter):

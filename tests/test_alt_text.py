@@ -58,6 +58,10 @@ CASES = {
         "Curves: a, from 1000 to 0.0001. Horizontal axis: steps, 1 to 2. "
         "Vertical axis: loss, 0.0001 to 1000, logarithmic.",
     ),
+    "a level line": (
+        lambda: curves([0, 1], {"a": [2.0, 2.0]}, "", ""),
+        "Curves: a, at 2.",
+    ),
     "tiny values": (
         lambda: curves([0, 1], {"a": [1e-5, 2.0]}, "x", "y"),
         "Curves: a, from 0 to 2. Horizontal axis: x, 0 to 1. Vertical axis: y, 0 to 2.",

@@ -269,8 +269,10 @@ def test_logarithmic_axes_have_plain_numbers_at_their_ticks(low, high, expected)
         assert set(expected) <= set(found) and all(float(label) > 0 and "e" not in label for label in found)
 
 
-@pytest.mark.parametrize("x, text", [(0.01, "0.01"), (1e-5, "0.00001"), (12345.6, "12300"), (-2.0, "-2"), (0, "0")])
-def test_plain_numbers_have_three_digits_and_no_exponent(x, text):
+@pytest.mark.parametrize(
+    "x, text", [(0.01, "0.01"), (1e-5, "0.00001"), (12345.6, "12300"), (4096, "4096"), (-2.0, "-2"), (0, "0")]
+)
+def test_plain_numbers_have_no_exponent_and_three_digits_unless_they_are_whole(x, text):
     assert plain_number(x) == text
 
 
