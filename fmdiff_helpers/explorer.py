@@ -21,8 +21,9 @@ from fmdiff_helpers.controls import StepSlider
 from fmdiff_helpers.data import CLASS_NAMES, to_uint8
 from fmdiff_helpers.drawing import Drawer
 from fmdiff_helpers.filmstrip import Filmstrip, encode_png, rendering
+from fmdiff_helpers.frames import as_frame, histogram_frame
 from fmdiff_helpers.latent_paths import principal_axes
-from fmdiff_helpers.plots import as_frame, class_clouds, histogram_frame, loss_curves, tile
+from fmdiff_helpers.plots import class_clouds, loss_curves, tile
 from fmdiff_helpers.schedules import Schedule
 
 if TYPE_CHECKING:

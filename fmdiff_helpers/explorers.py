@@ -17,11 +17,11 @@ from fmdiff_helpers.data import CLASS_NAMES, to_model
 from fmdiff_helpers.diffusion import add_noise, x0_from_eps
 from fmdiff_helpers.drawing import Drawer
 from fmdiff_helpers.explorer import ChainExplorer, Explorer, GarmentMap, of_kind, snr_line, tiles
+from fmdiff_helpers.frames import label_frame
 from fmdiff_helpers.guidance import guided
 from fmdiff_helpers.latent_paths import encode, record_chain
 from fmdiff_helpers.metrics import spread_within
 from fmdiff_helpers.models.vae import kl_divergence
-from fmdiff_helpers.plots import label_frame
 from fmdiff_helpers.samplers import sample_ddim, sample_ddpm
 from fmdiff_helpers.schedules import Schedule
 

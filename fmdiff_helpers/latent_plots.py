@@ -49,6 +49,7 @@ def draw_ways(autoencoder: nn.Module, paths: Tensor, images: Tensor, labels: Ten
         picture = OffsetImage(garment[0].numpy(), zoom=1, cmap="gray", norm=Normalize(0, 255))
         above = {"xybox": (0, 24), "boxcoords": "offset points"}  # higher, because it would hide a short chain
         figure.axes[0].add_artist(AnnotationBbox(picture, way[-1], pad=0.1, **above))
+    figure.set_label("map of points, each kind in its colour, with lines from a dot at the noise to a garment")
     return figure
 
 

@@ -6,15 +6,16 @@ Each function returns a matplotlib figure, which a notebook shows if it is the l
 
 from collections.abc import Sequence
 from itertools import cycle
+from textwrap import fill
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw, ImageFont
+from matplotlib.textpath import TextPath
 from torch import Tensor
 
+from fmdiff_helpers.ticks import label_plainly
 from fmdiff_helpers.tiling import tile
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe & Ito 2008
@@ -53,18 +54,32 @@ def image_grid(
         found = f"{len(column_labels)} column labels and {len(row_labels)} row labels"
         raise ValueError(f"{found} for {columns} columns and {rows} rows; expected one for each, or none")
     height, width = (size * scale / STYLE["figure.dpi"] for size in picture.shape)  # in inches
-    left, top = 1.3 * bool(row_labels), 0.3 * bool(column_labels)
+    column_labels, size = fitted(column_labels, 72 * width / columns - 3)
+    lines = max((label.count("\n") + 1 for label in column_labels), default=0)
+    left, top = 1.3 * bool(row_labels), 0.1 * bool(lines) + 0.2 * lines
     figure, (axis,) = new_figure(left + width, top + height)
     # With any other size, some pixels would be wider than others.
     axis.set_position([left / (left + width), 0, width / (left + width), height / (top + height)])
     grey = {"cmap": "gray", "vmin": black, "vmax": white, "interpolation": "nearest"}
     axis.imshow(picture, extent=(0, columns, rows, 0), aspect="auto", **grey)
-    axis.set_xticks(np.arange(len(column_labels)) + 0.5, column_labels)
+    axis.set_xticks(np.arange(len(column_labels)) + 0.5, column_labels, fontsize=size)
     axis.set_yticks(np.arange(len(row_labels)) + 0.5, row_labels)
     axis.tick_params(length=0, labeltop=True, labelbottom=False)
     axis.spines[:].set_visible(False)
     axis.grid(False)
     return figure
+
+
+def fitted(labels: Sequence[str], width: float) -> tuple[list[str], float]:
+    """Return labels and their font size, from 11 down to 8 so that each is at most `width` points wide.
+
+    What is too wide even at size 8 is broken at its spaces.
+    """
+    widths = [TextPath((0, 0), label, size=100).get_extents().width / 100 for label in labels if label.strip()]
+    widest = max(widths, default=0.01)  # at size 1
+    size = float(np.clip(width / widest, 8, 11))
+    letters = max(1, int(max(map(len, labels), default=1) * width / (widest * size)))
+    return [fill(label, letters, break_long_words=False) for label in labels], size
 
 
 def two_ways(images: Tensor, column_labels: Sequence[str], row_labels: Sequence[str], there: str, back: str) -> Figure:
@@ -106,6 +121,7 @@ def curves(
         if spreads and name in spreads:
             axis.errorbar(x, line, spreads[name], fmt="none", ecolor=drawn.get_color(), capsize=3)
     axis.set(xlabel=xlabel, ylabel=ylabel, xscale=xscale, yscale=yscale)
+    label_plainly(axis.xaxis, axis.yaxis)
     axis.legend()
     return figure
 
@@ -129,8 +145,10 @@ def tradeoff(lines: dict[str, Sequence[tuple[float, float, str]]], xlabel: str, 
         best += [(x, y)] if not best or y < best[-1][1] else []
     axis.plot(*zip(*best, strict=True), color="black", linewidth=6, alpha=0.15, zorder=0)
     axis.set(xlabel=xlabel, ylabel=ylabel, xscale="log", yscale="log", ylim=(0.7 * floor, None))
+    label_plainly(axis.xaxis, axis.yaxis)
     axis.axhspan(0.7 * floor, floor, color="black", alpha=0.1)
     axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    figure.set_label("trade-off; a thick grey line joins the points that no other beats in both")
     label_points(figure, [(*point, colors[kin[name][0]]) for name in lines for point in sorted(lines[name])])
     return figure
 
@@ -166,6 +184,7 @@ def balls(real: Tensor, drawn: Tensor, radius: Tensor) -> Figure:
     axis.scatter(*drawn.T.cpu(), color=COLORS[1], s=14, marker="x", label="drawn")
     axis.set(aspect="equal")
     axis.legend()
+    figure.set_label("points in a plane, and a ball around each real one")
     return figure
 
 
@@ -263,6 +282,7 @@ def class_clouds(points: Tensor, labels: Tensor, names: Sequence[str], size: flo
         placed.append((x, y))
         axis.text(x, y, names[kind], ha="center", va="center", fontsize=9, bbox=box)
     axis.set(xlabel="first principal component", ylabel="second principal component")
+    figure.set_label("map of points, each kind in its colour")
     return figure
 
 
@@ -292,59 +312,10 @@ def class_distributions(points: Tensor, labels: Tensor, names: Sequence[str], xl
         axis.violinplot(kinds, rows, orientation="horizontal", widths=0.9, showmedians=True, showextrema=False)
         axis.set(xlabel=xlabel, yticks=rows, yticklabels=names if axis is axes[0] else [])
         axis.invert_yaxis()
+    figure.set_label("how the values of each row are spread; a bar marks each median")
     return figure
-
-
-def as_frame(figure: Figure, points: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Return a figure as uint8 (H, W, 3) in 64 colours, and the pixels (N, 2) at which points (N, 2) of its axes lie.
-
-    Players draw the figure once, and draw moving parts on top.
-    """
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())[:, :, :3]).quantize(64).convert("RGB")
-    pixels = figure.axes[0].transData.transform(points.cpu().numpy())
-    return np.array(picture), pixels * [1, -1] + [0, picture.height]
 
 
 def normal_density(x: np.ndarray, mean: float = 0.0, std: float = 1.0) -> np.ndarray:
     """Return the density of N(mean, std^2) at x."""
     return np.exp(-0.5 * ((x - mean) / std) ** 2) / (std * np.sqrt(2 * np.pi))
-
-
-def histogram_frame(x: Tensor, height: int = 224) -> np.ndarray:
-    """Draw the density of the values of `x` from -4 to 4 against N(0, 1), as uint8 (height, 300, 3).
-
-    For players: a matplotlib figure would be too slow. Bars are cut off at a density of 0.8.
-    """
-    width, top, scale = 300, 0.8, 2  # drawn twice as large and then reduced: smooth edges
-    W, H, foot = scale * width, scale * height, scale * 22
-    edges = np.linspace(-4, 4, 41)
-    counts, _ = np.histogram(x.detach().float().cpu().numpy(), edges)
-    density = counts / (max(1, x.numel()) * (edges[1] - edges[0]))  # values outside count, too
-
-    def place(value, density):
-        return (value + 4) / 8 * W, (H - foot) * (1 - min(density, top) / top)
-
-    picture = Image.new("RGB", (W, H), "white")
-    draw = ImageDraw.Draw(picture)
-    for left, right, d in zip(edges[:-1], edges[1:], density, strict=True):
-        draw.rectangle([*place(left, d), place(right, 0)[0] - 2, H - foot], fill=COLORS[5] if d else "white")
-    points = np.linspace(-4, 4, 161)
-    draw.line([place(v, d) for v, d in zip(points, normal_density(points), strict=True)], fill="black", width=3)
-    draw.line([0, H - foot, W, H - foot], fill="black", width=2)
-    font = ImageFont.load_default(scale * 12)
-    for tick in range(-3, 4):
-        draw.text((place(tick, 0)[0], H - foot + 8), str(tick), fill="black", font=font, anchor="mt")
-    return np.array(picture.reduce(scale))
-
-
-def label_frame(labels: Sequence[str], height: int = 56) -> np.ndarray:
-    """Write each label into the middle of a row that is `height` pixels high, as uint8 (rows * height, W)."""
-    font = ImageFont.load_default(height * 0.42)
-    width = max(int(font.getlength(label)) for label in labels) + height // 4
-    picture = Image.new("L", (width, height * len(labels)), 255)
-    draw = ImageDraw.Draw(picture)
-    for row, label in enumerate(labels):
-        draw.text((0, (row + 0.5) * height), label, fill=0, font=font, anchor="lm")
-    return np.array(picture)

@@ -1,4 +1,4 @@
-"""Prepare a lesson on Colab: unpack the repository, install what is missing, go to the lessons' folder.
+"""Prepare a lesson: its figures get alternative texts. On Colab, what is missing is unpacked and installed first.
 
 The setup cell of each lesson finds the package and calls `prepare`. Only the standard library is needed here.
 """
@@ -59,13 +59,11 @@ def install(names: list[str]) -> None:
         raise Stop(f"{', '.join(names)} could not be installed: connect to the network, and run this cell again.")
 
 
-def prepare() -> None:
-    """Prepare a lesson on Colab, whether this package lies in a folder or in a ZIP; elsewhere do nothing.
+def fetch() -> None:
+    """Unpack the package if it lies in a ZIP, install what is missing, and go to the lessons' folder.
 
     Raises Stop if the ZIP is damaged, or if a package is missing and cannot be installed.
     """
-    if "google.colab" not in sys.modules:
-        return
     root = ROOT
     if not root.is_dir():
         root = unpack(root)
@@ -76,3 +74,18 @@ def prepare() -> None:
     # Colab does not have JupyterLab and does not need it.
     install([name for name in missing(root / "pyproject.toml") if name != "jupyterlab"])
     os.chdir(root / "notebooks")
+
+
+def prepare() -> None:
+    """Prepare a lesson: on Colab fetch what it needs, and everywhere let its figures have alternative texts.
+
+    Raises Stop if something cannot be fetched.
+    """
+    if "google.colab" in sys.modules:
+        fetch()
+    from IPython import get_ipython
+
+    from fmdiff_helpers.alt_text import give_alt_texts  # only now, when it can be found
+
+    if shell := get_ipython():
+        give_alt_texts(shell)

@@ -144,6 +144,11 @@ def test_lesson_01_in_jupyterlab():
         films = page.locator("figure.fmdiff-film")
         assert films.count() == 2  # the third stood for the explorer in the saved lesson
         check_film(page, films.first)
+        # Every figure is a picture with a name that a screen reader reads; JupyterLab gives none to a PNG.
+        assert page.get_by_role("img", name=re.compile(r"^Curves: weights add to one, from 0\.\d+ to 1")).count() == 1
+        assert (
+            page.locator(".jp-RenderedHTML > img:not([alt])").count() == page.locator(".jp-RenderedImage").count() == 0
+        )
 
 
 def test_lesson_02_in_jupyterlab():

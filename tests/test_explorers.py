@@ -13,9 +13,10 @@ from torch import nn
 from fmdiff_helpers import explorers, schedules
 from fmdiff_helpers.data import CLASS_NAMES, to_model, to_uint8
 from fmdiff_helpers.diffusion import add_noise, eps_from_x0
+from fmdiff_helpers.frames import as_frame, histogram_frame, label_frame
 from fmdiff_helpers.models.attention_autoencoder import AttentionAutoencoder
 from fmdiff_helpers.models.vae import VAE, kl_divergence
-from fmdiff_helpers.plots import as_frame, class_clouds, histogram_frame, label_frame, tile
+from fmdiff_helpers.plots import class_clouds, tile
 from fmdiff_helpers.samplers import sample_ddim, sample_ddpm
 from fmdiff_helpers.schedules import Schedule, cosine_beta
 from fmdiff_helpers.standin import draw_garments

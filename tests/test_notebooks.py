@@ -4,6 +4,7 @@ import ast
 import re
 import symtable
 from collections import Counter
+from html.parser import HTMLParser
 from pathlib import Path
 
 import colab
@@ -11,6 +12,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from fmdiff_helpers.alt_text import LONGEST
 from notebooks import WIDGET, code_hash, tags
 
 ROOT = Path(__file__).parents[1]
@@ -154,11 +156,44 @@ def test_outputs_are_in_normal_form(nb):
     assert any(cell.get("outputs") for cell in nb.cells)
 
 
+class Pictures(HTMLParser):
+    """Collect the alternative texts of the pictures on a page."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.texts = []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        if tag == "img":
+            self.texts.append(dict(attrs).get("alt") or "")
+
+
+OLD = [path for path in PATHS if path.stem[:2] != "01"]  # not yet executed since figures have texts
+WAITING = pytest.mark.xfail(strict=True, reason="execute this lesson again and take it off the list OLD")
+
+
+@pytest.mark.parametrize(
+    "path", [pytest.param(p, marks=WAITING) if p in OLD else p for p in PATHS], ids=lambda p: p.stem
+)
+def test_each_picture_says_what_it_shows(path):
+    """JupyterLab and nbconvert show a PNG without a text; only a picture in HTML has one."""
+    nb, found = nbformat.read(path, as_version=4), []
+    for cell in code_cells(nb):
+        for output in cell.outputs:
+            data = output.get("data", {})
+            assert not [kind for kind in data if kind.startswith("image/")], f"{cell.id}: a picture without a text"
+            texts = Pictures(data.get("text/html", "")).texts
+            assert all(5 < len(text) <= LONGEST for text in texts), cell.id
+            found += texts
+    assert len(found) > 5 and len(set(found)) > 5
+
+
 @pytest.mark.parametrize("path", PATHS, ids=lambda p: p.stem)
 def test_notebook_is_small_and_names_no_machine(path):
     has_player = "fmdiff-film" in path.read_text(encoding="utf-8")
     assert path.stat().st_size <= (1_000_000 if has_player else 500_000)
-    text = re.sub(r"data:image/png;base64,[\w+/=]+|\"image/png\": \"[^\"]+\"", "", path.read_text(encoding="utf-8"))
+    text = re.sub(r"data:image/png;base64,[\w+/=]+", "", path.read_text(encoding="utf-8"))
     assert not re.search(r"/(home|root|work|tmp|Users)/|0x[0-9a-f]{8}", text)
 
 

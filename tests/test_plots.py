@@ -1,6 +1,7 @@
 """fmdiff_helpers.plots and tiling: pictures show the numbers they are given, on one scale, and leave no trace."""
 
 import math
+from itertools import pairwise
 from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
@@ -9,21 +10,21 @@ import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
+from matplotlib.textpath import TextPath
 from numpy.testing import assert_allclose
 
 from fmdiff_helpers.data import to_model
+from fmdiff_helpers.frames import as_frame, histogram_frame, label_frame
 from fmdiff_helpers.plots import (
     COLORS,
-    as_frame,
     balls,
     class_clouds,
     class_distributions,
     class_planes,
     curves,
-    histogram_frame,
+    fitted,
     histograms,
     image_grid,
-    label_frame,
     loss_curves,
     new_figure,
     normal_density,
@@ -33,6 +34,7 @@ from fmdiff_helpers.plots import (
     two_ways,
 )
 from fmdiff_helpers.schedules import Schedule, cosine_beta, linear_beta
+from fmdiff_helpers.ticks import plain_number
 from fmdiff_helpers.tiling import tile
 
 IMAGES = torch.randint(0, 256, (6, 1, 5, 7), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
@@ -195,6 +197,35 @@ def test_labels_stand_beside_their_columns_and_rows_in_order():
     assert axis.get_xlim() == (0, 3) and axis.get_ylim() == (2, 0), "one unit an image, the first row on top"
 
 
+LONG = ["Ankle boot, w = 1.5", "b", "Ankle boot, again"]
+
+
+@pytest.mark.parametrize("width, size, lines", [(200, 11, 1), (100, 10, 1), (60, 8, 2)])
+def test_long_column_labels_get_smaller_and_then_go_on_in_a_second_line_and_none_is_wider_than_it_may_be(
+    width, size, lines
+):
+    labels, fontsize = fitted(LONG, width)
+    assert size <= fontsize < size + 1 and max(label.count("\n") + 1 for label in labels) == lines
+    assert [label.replace("\n", " ") for label in labels] == LONG
+    written = [TextPath((0, 0), line, size=fontsize) for label in labels for line in label.split("\n")]
+    assert max(path.get_extents().width for path in written) <= width + 0.5
+
+
+@pytest.mark.parametrize("labels", [(), ["", ""]])
+def test_no_labels_and_empty_ones_fit_everywhere(labels):
+    assert fitted(labels, 5) == (list(labels), 11)
+
+
+def test_labels_of_a_small_grid_stand_side_by_side_within_the_figure():
+    figure = image_grid(torch.zeros(5, 1, 28, 28), 5, [*LONG, "c", "Ankle boot"], scale=2)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    boxes = [label.get_window_extent() for label in figure.axes[0].get_xticklabels()]
+    assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
+    assert all(0 <= box.x0 and 0 <= box.y0 for box in boxes)
+    assert all(box.x1 <= figure.bbox.width and box.y1 <= figure.bbox.height for box in boxes)
+
+
 def test_two_ways_keeps_every_pixel_of_the_grid_between_an_arrow_to_the_right_and_one_to_the_left():
     labels = ["a", "b", "c"], ["x", "y"]
     grid, figure = image_grid(IMAGES, 3, *labels), two_ways(IMAGES, *labels, "there", "back")
@@ -224,6 +255,25 @@ def test_curves_draws_each_line_under_its_name_and_nothing_else(spreads):
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("steps", "loss")
     assert (axis.get_xscale(), axis.get_yscale()) == ("linear", "linear")
     assert not axis.collections and not axis.patches
+
+
+POWERS = [(0.01, 1, ["0.01", "0.1", "1"]), (0.02, 0.05, ["0.02", "0.03", "0.04"]), (1, 20_000, ["1", "10", "10000"])]
+
+
+@pytest.mark.parametrize("low, high, expected", POWERS)
+def test_logarithmic_axes_have_plain_numbers_at_their_ticks(low, high, expected):
+    figure = curves([low, high], {"a": [low, high]}, "x", "y", yscale="log", xscale="log")
+    drawn(figure)
+    for axis in (figure.axes[0].xaxis, figure.axes[0].yaxis):
+        found = [label for label in texts(axis.get_ticklabels(which="both")) if label]
+        assert set(expected) <= set(found) and all(float(label) > 0 and "e" not in label for label in found)
+
+
+@pytest.mark.parametrize(
+    "x, text", [(0.01, "0.01"), (1e-5, "0.00001"), (12345.6, "12300"), (4096, "4096"), (-2.0, "-2"), (0, "0")]
+)
+def test_plain_numbers_have_no_exponent_and_three_digits_unless_they_are_whole(x, text):
+    assert plain_number(x) == text
 
 
 def test_schedule_curves_draws_signal_and_SNR_against_progress():

@@ -20,9 +20,9 @@ MODULES = sorted((ROOT / "fmdiff_helpers").rglob("*.py"))
 
 # From the ground to the roof: a module may import those on floors below it, and none beside or above it.
 FLOORS = [
-    {"start", "dials", "lab", "standin", "schedules", "tiling", "filmstrip", "reports", "batching", "cards"},
-    {"data", "checkpoints", "diffusion", "endings", "flows", "images", "plots", "models"},
-    {"arguments", "export", "flow_samplers", "metrics", "samplers", "guidance", "run", "tokens"},
+    {"dials", "lab", "ticks", "standin", "schedules", "tiling", "filmstrip", "reports", "batching", "cards"},
+    {"data", "checkpoints", "diffusion", "endings", "flows", "images", "plots", "alt_text", "models"},
+    {"start", "arguments", "export", "flow_samplers", "metrics", "samplers", "guidance", "run", "tokens", "frames"},
     {"drawing", "processes", "train"},
     {"recipes", "latent_paths", "leaderboard", "results", "controls"},
     {"latent_plots", "explorer", "evaluation"},

@@ -9,6 +9,7 @@ or widget state. The metadata holds a hash of the code, so that a test finds out
 import base64
 import hashlib
 import io
+import re
 import sys
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from fmdiff_helpers.data import fetch_fashion_mnist
 
 ROOT = Path(__file__).parents[1]
 WIDGET = "application/vnd.jupyter.widget-view+json"
+FIGURE = re.compile(r'^(<img alt="[^"]+" src="data:image/png;base64,)([^"]+)')  # as `alt_text.as_html` writes it
 
 
 def tags(cell: dict) -> list[str]:
@@ -51,10 +53,9 @@ def normalise_output(output: dict) -> dict | None:
     widget = output.data.pop(WIDGET, None)
     if widget and "text/html" not in output.data:
         return None
-    if "image/png" in output.data or "text/html" in output.data:
-        output.data.pop("text/plain", None)  # an object's repr, with a size or an address in it
-    if "image/png" in output.data:
-        output.data["image/png"] = shrink_png(output.data["image/png"])
+    if "text/html" in output.data:
+        output.data.pop("text/plain", None)  # an object's repr, with an address in it, or a text that is in the HTML
+        output.data["text/html"] = FIGURE.sub(lambda found: found[1] + shrink_png(found[2]), output.data["text/html"])
     output.metadata = {}
     if output.output_type == "execute_result":
         output.execution_count = None
@@ -78,8 +79,9 @@ def normalise(nb: nbformat.NotebookNode) -> None:
 def save_cover(nb: nbformat.NotebookNode, path: Path) -> None:
     """Write the picture of the cell tagged `cover` to a PNG file for the README."""
     (cell,) = (cell for cell in nb.cells if "cover" in tags(cell))
-    (picture,) = (output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {}))
-    path.write_bytes(base64.b64decode(picture))
+    pages = (output.data.get("text/html", "") for output in cell.outputs if "data" in output)
+    (figure,) = filter(None, map(FIGURE.match, pages))
+    path.write_bytes(base64.b64decode(figure[2]))
 
 
 def execute(path: Path) -> None:
