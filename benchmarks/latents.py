@@ -34,7 +34,7 @@ from fmdiff_helpers.data import describe_data, to_uint8
 from fmdiff_helpers.diffusion import add_noise
 from fmdiff_helpers.drawing import drawer_of, load_autoencoder, load_drawer
 from fmdiff_helpers.leaderboard import kinds_of, load_judge
-from fmdiff_helpers.metrics import Judge, accuracy, features, mean_and_spread
+from fmdiff_helpers.metrics import Judge, mean_and_spread
 from fmdiff_helpers.recipes import CARDS, describe_autoencoder
 from fmdiff_helpers.run import device_name
 from fmdiff_helpers.samplers import sample_ddim
@@ -108,10 +108,8 @@ def train_variant(name: str) -> None:
 
 
 def quality(judge: Judge, samples: Tensor, y: Tensor) -> dict[str, float]:
-    """Return the distances of samples and how many show what their label says."""
-    samples = to_uint8(samples.clamp(-1, 1))
-    found = features(judge.classifier, samples)
-    return judge.distances(found) | {"label_accuracy": accuracy(judge.classifier, samples, y)}
+    """Return all measures of samples."""
+    return judge.measure(to_uint8(samples.clamp(-1, 1)), y)
 
 
 def measure(

@@ -25,15 +25,19 @@ N = 1000
 # Name -> what `load_drawer` takes but for the steps, and the steps. Those of the board are chosen among them.
 SWEEPS = {
     "transformer": ({"name": "transformer"}, (3, 5, 10, 20, 50)),
+    "transformer, noisy": ({"name": "transformer", "eta": 1.0}, (10, 50)),
     "transformer, led away": (
         {"name": "transformer", "guidance": 1.5, "guide": "transformer_linear"},
         (5, 10, 20),
     ),
-    "unet": ({"name": "unet"}, (10, 20, 50, 100, 200)),
+    "unet": ({"name": "unet"}, (10, 20, 50, 100)),
+    "unet, noisy": ({"name": "unet", "eta": 1.0}, (20, 50)),
     "latent_unet": ({"name": "latent_unet"}, (3, 5, 10, 20, 50)),
     "latent_unet, led away": ({"name": "latent_unet", "guidance": 2.0, "guide": "latent_unet_unit_1"}, (5, 10, 20, 50)),
     "patch_unet": ({"name": "patch_unet"}, (5, 10, 20, 50)),
+    "patch_unet, noisy": ({"name": "patch_unet", "eta": 1.0}, (20, 50)),
     "patch_unet, w = 1.5": ({"name": "patch_unet", "guidance": 1.5}, (5, 10, 20)),
+    "patch_unet, w = 3 at 60-139": ({"name": "patch_unet", "guidance": 3.0, "interval": [60, 139]}, (10, 20)),
     "vector_denoiser": ({"name": "vector_denoiser"}, (3, 5, 10, 20, 50)),
     "vector_denoiser, w = 1.5": ({"name": "vector_denoiser", "guidance": 1.5}, (5, 10, 20, 50)),
 }
@@ -42,9 +46,8 @@ KINDS = ("transformer", "latent_unet, led away", "patch_unet, w = 1.5", "vector_
 
 
 def add(table: str, found: dict) -> None:
-    """Add entries to a table of the stored leaderboard."""
-    stored = json.loads(STORED.read_text()) if STORED.exists() else {}
-    stored[table] = stored.get(table, {}) | found
+    """Put a table into the stored leaderboard, in place of the one that it has."""
+    stored = json.loads(STORED.read_text()) | {table: found}
     write_atomically(STORED, lambda file: file.write_text(json.dumps(stored, indent=1) + "\n"))
     print(table, found, flush=True)
 
@@ -61,13 +64,18 @@ def measure_board(rows: list[str]) -> None:
 
 
 def measure_steps(names: list[str]) -> None:
-    """Measure each network, drawn in fewer and fewer steps."""
+    """Measure each network, drawn in fewer and fewer steps; settings that are not measured again stay."""
     judge, seeds = load_judge(split="validation"), seeds_for("validation")
+    about = compared("validation", N) | {"device": "cpu"} | measure_floors(judge, N, seeds)
+    before = json.loads(STORED.read_text())["steps"]
+    kept = before["settings"] if json.loads(json.dumps(about)).items() <= before.items() else {}
     for name in names:
         options, numbers = SWEEPS[name]
         for num_steps in numbers:
             drawer = load_drawer(**options, num_steps=num_steps)
-            add("steps", {f"{name}: {num_steps}": measure_drawer(judge, drawer, N, seeds)})
+            kept[f"{name}: {num_steps}"] = measure_drawer(judge, drawer, N, seeds)
+            in_order = (f"{name}: {num_steps}" for name, (_, numbers) in SWEEPS.items() for num_steps in numbers)
+            add("steps", about | {"settings": {setting: kept[setting] for setting in in_order if setting in kept}})
 
 
 def measure_kinds() -> None:
@@ -87,11 +95,12 @@ def measure_kinds() -> None:
         rows = [kind[torch.randperm(len(kind), generator=generator)[:number]] for kind in kinds]
         return images[torch.stack(rows, dim=1).flatten()]  # in turn, as the samples are
 
-    add("kinds", {"floor": mean_and_spread([by_kind(features(classifier, some(seed))) for seed in seeds])})
+    found = {"floor": mean_and_spread([by_kind(features(classifier, some(seed))) for seed in seeds])}
     for row in KINDS:
         drawer = load_drawer(**ROWS[row])
         drawn = [features(classifier, to_uint8(drawer.draw(KINDS_N, seed, y))) for seed in seeds]
-        add("kinds", {row: mean_and_spread([by_kind(found) for found in drawn])})
+        found[row] = mean_and_spread([by_kind(each) for each in drawn])
+        add("kinds", found)
 
 
 if __name__ == "__main__":

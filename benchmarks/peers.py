@@ -99,7 +99,7 @@ class CourseUNet:
 
     evaluations = 20
 
-    def __init__(self, images: Tensor, labels: Tensor):
+    def __init__(self, images: Tensor, labels: Tensor, lr: float = 1e-3):
         from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 
         self.images, self.labels = images, labels
@@ -115,7 +115,7 @@ class CourseUNet:
             down_block_types=("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
             up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
         )
-        self.optimizer = torch.optim.Adam([*self.network.parameters(), *self.embed.parameters()], lr=1e-3)
+        self.optimizer = torch.optim.Adam([*self.network.parameters(), *self.embed.parameters()], lr=lr)
 
     def networks(self) -> list[nn.Module]:
         """Return what it trains."""
@@ -161,14 +161,14 @@ class LucidUNet:
 
     evaluations = 20
 
-    def __init__(self, images: Tensor, labels: Tensor):
+    def __init__(self, images: Tensor, labels: Tensor, lr: float = 1e-4):
         from denoising_diffusion_pytorch import GaussianDiffusion, Unet
         from ema_pytorch import EMA
 
         self.images, self.labels = images, labels
         network = Unet(28, dim_mults=(1, 2, 4), channels=1)
         self.diffusion = GaussianDiffusion(network, image_size=28, sampling_timesteps=self.evaluations)
-        self.optimizer = torch.optim.Adam(self.diffusion.parameters(), lr=1e-4, betas=(0.9, 0.99))
+        self.optimizer = torch.optim.Adam(self.diffusion.parameters(), lr=lr, betas=(0.9, 0.99))
         self.averaged = EMA(self.diffusion, beta=0.995, update_every=10)
 
     def networks(self) -> list[nn.Module]:

@@ -1,10 +1,13 @@
-"""Compare what ten minutes of one processor core buy: our networks, other people's, and the originals of the lessons.
+"""Compare what the same time of one processor core buys: our networks, other people's, the originals of the lessons.
 
-uv run --group bench python benchmarks/quality.py run NAME [SECONDS [SEEDS]]   train, draw, measure; into quality.json
-uv run --group bench python benchmarks/quality.py table                quality.json as a table
+uv run --group bench python benchmarks/quality.py tune NAME          train with each of `RATES`; into quality.json
+uv run --group bench python benchmarks/quality.py run NAME [SEEDS]   train, draw, measure; into quality.json
+uv run --group bench python benchmarks/quality.py floor              as many real images; into quality.json
+uv run --group bench python benchmarks/quality.py table              quality.json as a table
 
 Each is trained for the same processor seconds, autoencoder included, and draws with at most 20 evaluations of its
-network for an image, unguided. Names: those of `OURS` and `CONTENDERS`.
+network for an image, unguided. Names: those of `OURS` and `CONTENDERS`, and of `RATES` with ", tuned": with the rate
+that is best on the validation images.
 """
 
 import json
@@ -63,7 +66,7 @@ class Ours:
 
     def train(self, seconds: float) -> int:
         """Train by the recipe of `fmdiff train`, with fewer steps, and return how many images the denoiser saw."""
-        self.folder, start, options = Path(f"runs/quality/{self.name}_{seconds:g}s"), time.process_time(), {}
+        self.folder, start, options = Path(f"runs/quality/{self.name}"), time.process_time(), {}
         changes = {}
         if self.autoencoder:
             encoder = self.folder.with_name(f"{self.name}_autoencoder")
@@ -95,70 +98,101 @@ CONTENDERS = {
     "original of lesson 06": ("original_patch_unet", "Peer"),
     "original of lesson 07": ("original_vector", "Peer"),
 }
+# The two peers that are best out of the box, and the learning rates that they are tried with; the first is their own.
+RATES = {
+    "diffusers UNet2DModel": (1e-3, 2e-3, 4e-3, 8e-3),
+    "lucidrains U-Net": (1e-4, 4e-4, 1.6e-3, 6.4e-3),
+}
+TUNED = tuple(f"{name}, tuned" for name in RATES)
 PACKAGES = ("torch", "diffusers", "smalldiffusion", "denoising-diffusion-pytorch")
 OURS = ("transformer", "unet", "latent_unet", "patch_unet", "vector_denoiser")
 
 
-def load_contender(name: str, images: Tensor, labels: Tensor) -> object:
-    """Return a contender, untrained."""
+def load_contender(name: str, images: Tensor, labels: Tensor, **options: float) -> object:
+    """Return a contender, untrained; `options` are those of a peer."""
     if name in OURS:
         return Ours(name, images, labels)
     module, kind = CONTENDERS[name]
-    return getattr(import_module(module), kind)(images, labels)
+    return getattr(import_module(module), kind)(images, labels, **options)
 
 
-def run(name: str, seconds: float = SECONDS, seeds: float = SEEDS) -> None:
-    """Train and measure one contender and add it to the results."""
+def compete(name: str, split: str, seeds: range, **options: float) -> dict:
+    """Train a contender, let it draw for each seed, and return what it is and its measures."""
     torch.optim.AdamW([torch.zeros(1)])  # the first in a process takes seconds, which should count for nobody
     torch.manual_seed(0)
-    contender = load_contender(name, *load_fashion_mnist("train"))
+    contender = load_contender(name, *load_fashion_mnist("train"), **options)
     start = time.process_time()
-    seen = contender.train(seconds)
+    seen = contender.train(SECONDS)
     trained = time.process_time() - start
-    judge, measured = load_judge(split="test"), []
-    for seed in seeds_for("test", int(seeds)):
+    judge, measured = load_judge(split=split), []
+    for seed in seeds:
         start = time.process_time()
         images, y = contender.draw(N, seed)
         drawn = time.process_time() - start
         measured.append(judge.measure(to_uint8(images), y) | {"seconds_per_1000": drawn / N * 1000})
-    found = {
-        "weights": sum(p.numel() for network in contender.networks() for p in network.parameters()),
-        "training_seconds": round(trained),
-        "images_seen": seen,
-        "evaluations": contender.evaluations,
-        "seeds": int(seeds),
-        "first_seed": seeds_for("test")[0],
-        "measures": mean_and_spread(measured),
-    }
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    results["about"] = about()
-    results |= measure_floors(judge, N, seeds_for("test"))
-    results.setdefault(f"{seconds:g}", {})[name] = found
+    weights = sum(p.numel() for network in contender.networks() for p in network.parameters())
+    found = options | {"weights": weights, "training_seconds": round(trained), "images_seen": seen}
+    found |= {"evaluations": contender.evaluations, "seeds": len(seeds), "first_seed": seeds[0]}
+    print(name, found | {"measures": mean_and_spread(measured)}, flush=True)
+    return found | {"measures": mean_and_spread(measured)}
+
+
+def read_results() -> dict:
+    """Return what has been measured."""
+    return json.loads(RESULTS.read_text())
+
+
+def add(table: str, found: dict) -> None:
+    """Add rows to a table of the results."""
+    results = read_results() | {"about": about()}
+    results[table] = results.get(table, {}) | found
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    print(name, json.dumps(found), flush=True)
+
+
+def tune(name: str) -> None:
+    """Train a peer with each of its rates, and measure it on the validation images with one seed."""
+    for lr in RATES[name]:
+        add("rates", {f"{name}, {lr:g}": compete(name, "validation", seeds_for("validation", 1), lr=lr)})
+
+
+def best_rate(name: str) -> float:
+    """Return the rate of a peer that has the lowest FD on the validation images."""
+    rows = read_results()["rates"]
+    return min(RATES[name], key=lambda lr: rows[f"{name}, {lr:g}"]["measures"]["fd"][0])
+
+
+def run(name: str, seeds: int = SEEDS) -> None:
+    """Train one contender and measure it on the test images."""
+    peer = name.removesuffix(", tuned")
+    options = {"lr": best_rate(peer)} if peer != name else {}
+    add("rows", {name: compete(peer, "test", seeds_for("test", seeds), **options)})
+
+
+def measure_floor() -> None:
+    """Measure as many real images."""
+    add("floors", measure_floors(load_judge(split="test"), N, seeds_for("test")))
 
 
 def about() -> dict:
     """Return the circumstances of the measurement."""
     versions = {package: version(package) for package in PACKAGES}
     machine = f"one core of {platform.machine()}, {platform.system()}"
-    return {"command": "benchmarks/quality.py run NAME SECONDS", "n": N, "machine": machine} | versions
+    return {"n": N, "seconds": SECONDS, "machine": machine} | versions
 
 
 def table() -> str:
     """Return the results as a table, best first."""
-    results = json.loads(RESULTS.read_text())
-    lines = ["| seconds | network | weights | images seen | FD | precision | recall | labels | copying | s / 1,000 |"]
+    measures = ("fd", "label_free_fd", "precision", "recall", "label_accuracy", "copying")
+    lines = [
+        "| network | weights | images seen | FD | label-free FD | precision | recall | labels | copying | s / 1,000 |"
+    ]
     lines.append("|---" * 10 + "|")
-    for seconds in sorted(results.keys() - {"about", "floor", "floor, equal kinds"}, key=float):
-        rows = results[seconds]
-        for name, row in sorted(rows.items(), key=lambda item: item[1]["measures"]["fd"][0]):
-            cells = [cell(row["measures"].get(m)) for m in ("fd", "precision", "recall", "label_accuracy", "copying")]
-            rate = f"{row['measures']['seconds_per_1000'][0]:.0f}"
-            if row.get("seeds") == 1:
-                cells = [each.removesuffix(" ± 0") for each in cells]
-            about = [seconds, name, f"{row['weights'] / 1e6:.2f} M", f"{row['images_seen']:,}"]
-            lines.append(f"| {' | '.join([*about, *cells, rate])} |")
+    for name, row in sorted(read_results()["rows"].items(), key=lambda item: item[1]["measures"]["fd"][0]):
+        cells = [cell(row["measures"].get(m)) for m in measures]
+        if row["seeds"] == 1:
+            cells = [each.removesuffix(" ± 0") for each in cells]
+        about = [name, f"{row['weights'] / 1e6:.2f} M", f"{row['images_seen']:,}"]
+        lines.append(f"| {' | '.join([*about, *cells])} | {row['measures']['seconds_per_1000'][0]:.0f} |")
     return "\n".join(lines)
 
 
@@ -170,8 +204,12 @@ def cell(value: list[float] | None) -> str:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     match sys.argv[1:]:
-        case ["run", name, *numbers] if name in (*OURS, *CONTENDERS) and len(numbers) < 3:
-            run(name, *map(float, numbers))
+        case ["tune", name] if name in RATES:
+            tune(name)
+        case ["run", name, *numbers] if name in (*OURS, *CONTENDERS, *TUNED) and len(numbers) < 2:
+            run(name, *map(int, numbers))
+        case ["floor"]:
+            measure_floor()
         case ["table"]:
             print(table())
         case _:

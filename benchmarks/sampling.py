@@ -72,7 +72,7 @@ def stored_fd() -> dict[str, float]:
         for name, options in NETWORKS.items():
             if options == {key: value for key, value in row.items() if key not in ("num_steps", "measures")}:
                 found[f"{name}: {row['num_steps']}"] = row["measures"]["fd"][0]
-    return found | {name: row["fd"][0] for name, row in board["steps"].items()}
+    return found | {name: row["fd"][0] for name, row in board["steps"]["settings"].items()}
 
 
 def table() -> str:

@@ -25,8 +25,8 @@ ROWS = {
         "guidance": 1.5,
         "guide": "transformer_linear",
     },
-    "unet": {"name": "unet", "num_steps": 200},
-    "unet, 50 steps": {"name": "unet", "num_steps": 50},
+    "unet": {"name": "unet", "num_steps": 50},
+    "unet, all steps": {"name": "unet", "num_steps": 200},
     "vae": {"name": "vae"},
     "latent_unet": {"name": "latent_unet", "num_steps": 50},
     "latent_unet, led away": {
@@ -37,7 +37,7 @@ ROWS = {
     },
     "patch_unet": {"name": "patch_unet", "num_steps": 20},
     "patch_unet, w = 1.5": {"name": "patch_unet", "num_steps": 20, "guidance": 1.5},
-    "patch_unet, w = 3 half-way": {"name": "patch_unet", "num_steps": 20, "guidance": 3.0, "interval": [60, 139]},
+    "patch_unet, w = 3 at 60-139": {"name": "patch_unet", "num_steps": 20, "guidance": 3.0, "interval": [60, 139]},
     "vector_denoiser": {"name": "vector_denoiser", "num_steps": 50},
     "vector_denoiser, w = 1.5": {"name": "vector_denoiser", "num_steps": 50, "guidance": 1.5},
 }
