@@ -169,7 +169,7 @@ class Pictures(HTMLParser):
             self.texts.append(dict(attrs).get("alt") or "")
 
 
-OLD = [path for path in PATHS if path.stem[:2] != "01"]  # not yet executed since figures have texts
+OLD = [path for path in PATHS if path.stem[:2] in ("03", "05", "06", "07")]  # not yet executed since figures have texts
 WAITING = pytest.mark.xfail(strict=True, reason="execute this lesson again and take it off the list OLD")
 
 
