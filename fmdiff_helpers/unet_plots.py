@@ -41,7 +41,8 @@ def draw_u(maps: dict[str, Tensor], skips: Sequence[tuple[str, str]]) -> Figure:
         edges = (x - 0.4, x + 0.4, y - 0.4, y + 0.4)
         boxes[name] = Rectangle((x - 0.4, y - 0.4), 0.8, 0.8, fill=False, edgecolor=COLORS[0], linewidth=1.5)
         axis.add_patch(boxes[name])
-        axis.imshow(maps[name][0, 0].detach().cpu(), cmap="gray", extent=edges, interpolation="nearest")
+        picture = maps[name][0, 0].detach().float().cpu().numpy()
+        axis.imshow(picture, cmap="gray", extent=edges, interpolation="nearest")
         channels = maps[name].shape[1]
         words = f"{name.replace('_', ' ')}\n{channels} channel{'s' * (channels > 1)}"
         axis.text(x, y - 0.46, words, ha="center", va="top", fontsize=8, bbox=blank)

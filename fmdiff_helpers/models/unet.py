@@ -84,7 +84,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return a tensor of the same shape as x."""
-        qkv = rearrange(self.qkv(self.norm(x)), "b (three h d) y x -> three b h (y x) d", three=3, h=self.heads)
+        places = "b (three h d) y x -> three b h (y x) d"
+        qkv = rearrange(self.qkv(self.norm(x)), places, three=3, h=self.heads)
         mixed = rearrange(self.attend(*qkv), "b h (y x) d -> b (h d) y x", y=x.shape[2])
         return x + self.out(mixed)
 
