@@ -19,7 +19,7 @@ REFUSED = {
     },
     "02": {"longest": ("expected a whole number from 64 to 8192", [63, 8193])},
     "03": {
-        "naive_steps": ("expected a whole number of at least 1", [0]),
+        "num_shoes": ("expected a whole number of at least 20", [19]),
         "num_moments": ("expected a whole number from 2 to 191", [1, 192]),
     },
     "04": {

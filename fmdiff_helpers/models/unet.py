@@ -63,24 +63,29 @@ class ConvNeXtBlock(nn.Module):
         return self.net(h) + self.shortcut(x)
 
 
+def number_of_heads(channels: int) -> int:
+    """Return how many heads share the channels: one for each 32 of them, or fewer if these do not divide them."""
+    return next(n for n in range(max(1, channels // 32), 0, -1) if channels % n == 0)
+
+
 class Attention(nn.Module):
     """Let all places of x (B, C, H, W) see each other, by linear or full attention, and add the result to x.
 
-    (Vaswani et al. 2017, section 3.2; Shen et al. 2021)
+    (Vaswani et al. 2017, section 3.2; Shen et al. 2021) Built in lesson 03.
     """
 
     def __init__(self, channels: int, linear: bool):
         super().__init__()
         self.attend = linear_attention if linear else F.scaled_dot_product_attention
-        # Heads have 32 channels, or more if 32 does not divide the channels.
-        self.heads = next(n for n in range(max(1, channels // 32), 0, -1) if channels % n == 0)
+        self.heads = number_of_heads(channels)
         self.norm = nn.GroupNorm(1, channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1, bias=False)
         self.out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return a tensor of the same shape as x."""
-        qkv = rearrange(self.qkv(self.norm(x)), "b (three h d) y x -> three b h (y x) d", three=3, h=self.heads)
+        places = "b (three h d) y x -> three b h (y x) d"
+        qkv = rearrange(self.qkv(self.norm(x)), places, three=3, h=self.heads)
         mixed = rearrange(self.attend(*qkv), "b h (y x) d -> b (h d) y x", y=x.shape[2])
         return x + self.out(mixed)
 
