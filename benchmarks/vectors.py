@@ -7,14 +7,15 @@ uv run python benchmarks/vectors.py train neighbours   an autoencoder with place
 uv run python benchmarks/vectors.py train early        the published denoiser, its weights kept early on, too
 uv run python benchmarks/vectors.py measure latents    both kinds, into the card of the published denoiser
 uv run python benchmarks/vectors.py measure lists      the MLPs, on the images that the card's table "latents" has
-uv run python benchmarks/vectors.py measure neighbours the two U-Nets
+uv run python benchmarks/vectors.py measure losses     the two U-Nets by their loss on the images held out
+uv run python benchmarks/vectors.py measure neighbours the two U-Nets by what they draw
 uv run python benchmarks/vectors.py measure guidance   the published denoiser, guided
 uv run python benchmarks/vectors.py measure reported   what was chosen so, on the test images
 
 All denoisers but the published one are trained alike: 3,000 steps of 128 latents, rate 0.001, all labels shown.
 `train vector` trains the published autoencoder anew: recipe and seed are the same, so the weights are, too. Of the two
 U-Nets of `train neighbours` one sees the map in order and one sees it shuffled, always in the same way. These trainings
-are shorter: 1,500 steps for each U-Net, and 1,000 in place of 4,000 for their autoencoder.
+are shorter: 1,000 steps for each of the three networks.
 """
 
 import os
@@ -38,7 +39,7 @@ from fmdiff_helpers.recipes import CARDS, describe_autoencoder, profiles, train_
 from fmdiff_helpers.results import Results
 from fmdiff_helpers.run import device_name
 
-N, NUM_STEPS, TRAINING_STEPS, SHORT_STEPS = 1000, 50, 3000, 1500
+N, NUM_STEPS, TRAINING_STEPS, SHORT_STEPS = 1000, 50, 3000, 1000
 SCALES, REPORTED = (1.0, 1.5, 2.0, 3.0), (1.5, 2.0)
 STEPS, FEW_STEPS = (profiles("attention_autoencoder")[profile]["steps"] for profile in ("full", "quick"))
 LATENTS = {"vector": False, "map": True}  # without places, or with
@@ -195,6 +196,12 @@ def measure_lists() -> dict:
     return about_them | {"trainings": means} | first | over
 
 
+def measure_losses() -> dict:
+    """Return the loss on the images held out of the U-Net that sees the map in order, and of the one that does not."""
+    folders = {order: folder_of("neighbours", order.replace(" ", "_")) for order in ORDERS}
+    return {"training_steps": SHORT_STEPS} | {order: final_error(folder) for order, folder in folders.items()}
+
+
 def measure_neighbours() -> dict:
     """Measure what a U-Net draws that sees the map in order, and one that sees it shuffled."""
     judge, seeds = load_judge(split="validation"), seeds_for("validation")
@@ -206,7 +213,6 @@ def measure_neighbours() -> dict:
         change(network)
         drawer = drawer_of(read_card(folder), network, NUM_STEPS, "cpu")
         results[order] = measured(judge, drawer, seeds) | weights_of(network)
-        results[order]["loss"] = final_error(folder)
     return results
 
 
@@ -230,6 +236,7 @@ TRAIN = {"lists": train_lists, "neighbours": train_neighbours, "early": train_ea
 MEASURES = {
     "latents": measure_latents,
     "lists": measure_lists,
+    "losses": measure_losses,
     "neighbours": measure_neighbours,
     "guidance": measure_scales,
     "reported": measure_reported,
