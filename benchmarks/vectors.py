@@ -197,9 +197,14 @@ def measure_lists() -> dict:
 
 
 def measure_losses() -> dict:
-    """Return the loss on the images held out of the U-Net that sees the map in order, and of the one that does not."""
-    folders = {order: folder_of("neighbours", order.replace(" ", "_")) for order in ORDERS}
-    return {"training_steps": SHORT_STEPS} | {order: final_error(folder) for order, folder in folders.items()}
+    """Return the losses on the images held out, by step: of the two U-Nets, and of the MLPs, which differ by chance."""
+
+    def losses(folder: str) -> dict[str, float]:
+        return {str(point["step"]): point["validation"]["loss"] for point in read_card(folder)["history"]}
+
+    found = {order: losses(folder_of("neighbours", order.replace(" ", "_"))) for order in ORDERS}
+    lists = [losses(folder_of("published", f"MLP_{seed}")) for seed in range(TRAININGS)]
+    return {"training_steps": SHORT_STEPS} | found | {"MLPs on the vector": lists}
 
 
 def measure_neighbours() -> dict:

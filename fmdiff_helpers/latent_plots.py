@@ -2,6 +2,7 @@
 
 import torch
 from matplotlib.artist import Artist
+from matplotlib.collections import PathCollection
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
@@ -18,7 +19,8 @@ def with_legend(figure: Figure, *marks: Artist) -> Figure:
     The names on the map move behind what is drawn there later.
     """
     (axis,), (width, height) = figure.axes, figure.get_size_inches()
-    dots = axis.collections[0].legend_elements(num=list(range(len(CLASS_NAMES))))[0]
+    cloud = next(each for each in axis.collections if isinstance(each, PathCollection))
+    dots = cloud.legend_elements(num=list(range(len(CLASS_NAMES))))[0]
     for dot in dots:
         dot.set_markersize(7)
     for name in axis.texts:
