@@ -10,7 +10,7 @@ from fmdiff_helpers.batching import in_batches
 from fmdiff_helpers.data import to_model
 from fmdiff_helpers.diffusion import add_noise
 from fmdiff_helpers.drawing import Drawer
-from fmdiff_helpers.samplers import invert_ddim, sample_ddim, slerp
+from fmdiff_helpers.samplers import sample_ddim, slerp
 from fmdiff_helpers.schedules import Schedule
 
 
@@ -43,15 +43,22 @@ def draw_chain(drawer: Drawer, y: Tensor, seed: int = 0) -> tuple[Tensor, list[i
     return record_chain(drawer.model, x, drawer.process.schedule, generator, drawer.num_steps, y)
 
 
+def way_there(x0: Tensor, eps: Tensor, times: list[int], schedule: Schedule) -> Tensor:
+    """Return a way (K + 1, B, ...) from latents x0 (B, ...) to the noise eps, by q(x_t | x_0) at the steps `times`.
+
+    `times` (K,) fall, as `record_chain` returns them. No network takes part. Built in lesson 07.
+    """
+    steps = [torch.full(x0.shape[:1], t, device=x0.device) for t in reversed(times)]
+    return torch.stack([x0, *(add_noise(x0, t, eps, schedule) for t in steps)])
+
+
 def there_and_back(path: Tensor, times: list[int], schedule: Schedule) -> Tensor:
     """Return a loop (2 K + 1, B, ...) from the sample to the noise that its chain began with, and back to the sample.
 
     `path` and `times` are a chain from `record_chain`. On the way there, each state is a draw from q(x_t | x_0) with
     that noise; on the way back, the states are those of the chain. The two ways differ. Built in lesson 07.
     """
-    x0, eps = path[-1], path[0]
-    up = [add_noise(x0, torch.full(x0.shape[:1], t, device=x0.device), eps, schedule) for t in reversed(times)]
-    return torch.stack([x0, *up, *path[1:]])
+    return torch.cat([way_there(path[-1], path[0], times, schedule), path[1:]])
 
 
 def path_length(path: Tensor) -> Tensor:
@@ -62,24 +69,23 @@ def path_length(path: Tensor) -> Tensor:
 def diffusion_path(
     model: Callable,
     schedule: Schedule,
-    ends: tuple[Tensor, Tensor],
-    kinds: tuple[int, int],
+    noises: tuple[Tensor, Tensor],
+    kinds: tuple[Tensor, Tensor],
     share: Tensor,
     num_steps: int | None = None,
 ) -> Tensor:
-    """Return K latents (K, ...) on a path between two latents `ends` (1, ...), at `share` (K,) of the way, 0 to 1.
+    """Return latents (K, ...) on paths between two garments, through noise, at `share` (K,) of the way, 0 to 1.
 
-    DDIM takes both ends to noise, `slerp` interpolates between the two noises, and DDIM takes the results to latents.
-    There, the prediction is interpolated, too, between those for the two `kinds`.
-    (Song et al. 2021, section 5.3) Built in lesson 07.
+    `noises` are those of the garments, from `invert_ddim`, and `kinds` their labels: one pair, (1, ...) and (1,), or K
+    of them. `slerp` interpolates between the noises, and DDIM takes the results to latents. There, the prediction is
+    interpolated, too, between those for the two kinds. (Song et al. 2021, section 5.3) Built in lesson 07.
     """
-    y = [torch.full(share.shape, kind, device=share.device) for kind in kinds]
-    noises = [invert_ddim(model, z, schedule, num_steps, kind[:1]) for z, kind in zip(ends, y, strict=True)]
+    start, end = (noise.expand(len(share), *noise.shape[1:]) for noise in noises)
+    y = [kind.expand(len(share)) for kind in kinds]
 
     def blended(x: Tensor, t: Tensor, _: None = None) -> Tensor:
         return torch.lerp(model(x, t, y[0]), model(x, t, y[1]), share.reshape(-1, *[1] * (x.ndim - 1)))
 
-    start, end = (noise.expand(len(share), *noise.shape[1:]) for noise in noises)
     x = slerp(start, end, share)
     return sample_ddim(blended, x, schedule, num_steps=num_steps, clip=math.inf)
 

@@ -1,6 +1,8 @@
 """Figures of a latent space: a map, chains on the map, and the images that an autoencoder reconstructs."""
 
 import torch
+from matplotlib.artist import Artist
+from matplotlib.collections import PathCollection
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
@@ -9,6 +11,24 @@ from torch import Tensor, nn
 from fmdiff_helpers.data import CLASS_NAMES, to_model, to_uint8
 from fmdiff_helpers.latent_paths import encode, principal_axes
 from fmdiff_helpers.plots import class_clouds, image_grid
+
+
+def with_legend(figure: Figure, *marks: Artist) -> Figure:
+    """Name the kinds beside a map of `class_clouds`, in the colours of their points, and then `marks` by their labels.
+
+    The names on the map move behind what is drawn there later.
+    """
+    (axis,), (width, height) = figure.axes, figure.get_size_inches()
+    cloud = next(each for each in axis.collections if isinstance(each, PathCollection))
+    dots = cloud.legend_elements(num=list(range(len(CLASS_NAMES))))[0]
+    for dot in dots:
+        dot.set_markersize(7)
+    for name in axis.texts:
+        name.set(zorder=1.5, color="0.25")
+    names = [*CLASS_NAMES, *(mark.get_label() for mark in marks)]
+    axis.legend([*dots, *marks], names, loc="upper left", bbox_to_anchor=(1, 1), fontsize=9, frameon=False)
+    figure.set_size_inches(width + 1.6, height)
+    return figure
 
 
 def latent_map(autoencoder: nn.Module, images: Tensor, labels: Tensor, method: str = "pca") -> Figure:
@@ -20,12 +40,12 @@ def latent_map(autoencoder: nn.Module, images: Tensor, labels: Tensor, method: s
     z = encode(autoencoder, images)
     if method == "pca":
         middle, axes = principal_axes(z)
-        return class_clouds((z - middle) @ axes, labels, CLASS_NAMES)
+        return with_legend(class_clouds((z - middle) @ axes, labels, CLASS_NAMES))
     from sklearn.manifold import TSNE  # an import of seconds, which only this map needs
 
     figure = class_clouds(torch.from_numpy(TSNE(random_state=0).fit_transform(z.cpu().numpy())), labels, CLASS_NAMES)
     figure.axes[0].set(xlabel="", ylabel="")  # the axes of t-SNE mean nothing
-    return figure
+    return with_legend(figure)
 
 
 @torch.no_grad()
@@ -39,18 +59,24 @@ def reconstructions(autoencoder: nn.Module, images: Tensor) -> Figure:
 
 @torch.no_grad()
 def draw_ways(autoencoder: nn.Module, paths: Tensor, images: Tensor, labels: Tensor, size: float = 7) -> Figure:
-    """Draw chains (K + 1, B, ...) of `record_chain` on the map of `latent_map`, each with its garment at the end."""
+    """Draw chains (K + 1, B, ...) of `record_chain` on the map of `latent_map`: a dot at the noise, a cross at the end.
+
+    A thin line joins each cross with the garment.
+    """
     z = encode(autoencoder, images)
     middle, axes = principal_axes(z)
     figure = class_clouds((z - middle) @ axes, labels, CLASS_NAMES, size)
     ways = ((paths.flatten(2) - middle) @ axes).cpu().numpy()
     for way, garment in zip(ways.swapaxes(0, 1), to_uint8(autoencoder.from_latent(paths[-1])).cpu(), strict=True):
-        figure.axes[0].plot(*way.T, color="black", marker="o", markevery=[0], markersize=7)
+        (line,) = figure.axes[0].plot(*way.T, color="black", marker="o", markevery=[0], markersize=7)
         picture = OffsetImage(garment[0].numpy(), zoom=1, cmap="gray", norm=Normalize(0, 255))
-        above = {"xybox": (0, 24), "boxcoords": "offset points"}  # higher, because it would hide a short chain
+        above = {"xybox": (0, 40), "boxcoords": "offset points", "arrowprops": {"arrowstyle": "-", "linewidth": 0.8}}
         figure.axes[0].add_artist(AnnotationBbox(picture, way[-1], pad=0.1, **above))
     figure.set_label("map of points, each kind in its colour, with lines from a dot at the noise to a garment")
-    return figure
+    look = {"color": "black", "marker": "X", "s": 70, "zorder": 3, "edgecolors": "white"}
+    crosses = figure.axes[0].scatter(*ways[-1].T, **look, label="its end")
+    line.set_label("a chain, from its noise")
+    return with_legend(figure, line, crosses)
 
 
 @torch.no_grad()

@@ -24,8 +24,9 @@ from fmdiff_helpers.latent_paths import (
     principal_axes,
     record_chain,
     there_and_back,
+    way_there,
 )
-from fmdiff_helpers.samplers import sample_ddim, slerp
+from fmdiff_helpers.samplers import invert_ddim, sample_ddim, slerp
 from fmdiff_helpers.schedules import Schedule, cosine_beta
 from fmdiff_helpers.standin import draw_garments
 
@@ -122,6 +123,15 @@ def test_a_loop_is_no_mirror(loop):
     assert min(apart) > 1e-6 and max(apart) > 0.3
 
 
+def test_a_way_there_needs_no_chain_and_takes_any_noise():
+    """Between perpendicular ends of one length it is a quarter of a circle."""
+    x0, eps = torch.eye(2).double().unsqueeze(1)
+    way = way_there(x0, eps, list(range(999, -1, -1)), LONG)
+    assert way.shape == (1001, 1, 2) and way[0].equal(x0)
+    assert_close(way.norm(dim=2), torch.ones(1001, 1).double(), **CLOSE)
+    assert_close(path_length(way), torch.tensor([math.pi / 2]).double(), rtol=0, atol=1e-2)
+
+
 # Lengths
 
 
@@ -156,7 +166,8 @@ def test_on_gaussian_data_the_path_is_the_arc_from_noise_to_noise_and_twice_the_
     ends = [MEAN + STD * noise for noise in noises]
     expected = MEAN + STD * slerp(*(noise.expand(5, 3) for noise in noises), share)
     for num_steps in (50, 100, 200):
-        way = diffusion_path(gaussian, LONG, ends, (3, 8), share, num_steps)
+        found = [invert_ddim(gaussian, end, LONG, num_steps) for end in ends]
+        way = diffusion_path(gaussian, LONG, found, torch.tensor([[3], [8]]), share, num_steps)
         errors.append((way - expected).norm(dim=1))
     assert_close(expected[[0, -1]], torch.cat(ends), **CLOSE)
     assert errors[-1].max() < 0.03
@@ -164,7 +175,7 @@ def test_on_gaussian_data_the_path_is_the_arc_from_noise_to_noise_and_twice_the_
         assert_close(fine / coarse, torch.full((5,), 0.5).double(), rtol=0, atol=0.08)
 
 
-def test_each_end_is_taken_to_noise_with_its_label_and_on_the_path_the_predictions_are_blended_by_share():
+def test_on_a_path_the_predictions_are_blended_by_share():
     """If the predicted noise depends on the label alone, all steps of DDIM are one: x = a z + b eps."""
     said, calls = {2: normal(1, 3, seed=2), 7: normal(1, 3, seed=3)}, []
 
@@ -172,14 +183,22 @@ def test_each_end_is_taken_to_noise_with_its_label_and_on_the_path_the_predictio
         calls.append((t.unique().tolist(), y.tolist()))
         return said[y[0].item()].expand(xt.shape)
 
-    ends, share = (normal(1, 3), normal(1, 3, seed=1)), torch.tensor([0.0, 0.3, 1.0]).double()
-    way = diffusion_path(model, UNEVEN, ends, (2, 7), share, 3)
+    noises, share = (normal(1, 3), normal(1, 3, seed=1)), torch.tensor([0.0, 0.3, 1.0]).double()
+    way = diffusion_path(model, UNEVEN, noises, torch.tensor([[2], [7]]), share, 3)
     a, b = UNEVEN.signal_scale[-1], UNEVEN.noise_scale[-1]
-    noises = [(a * z + b * eps).expand(3, 3) for z, eps in zip(ends, said.values(), strict=True)]
     blended = said[2] + share[:, None] * (said[7] - said[2])
-    assert_close(way, (slerp(*noises, share) - b * blended) / a, **CLOSE)
-    to_noise = [([t], [kind]) for kind in (2, 7) for t in (0, 0, 2)]
-    assert calls == to_noise + [([t], [kind] * 3) for t in (3, 2, 0) for kind in (2, 7)]
+    assert_close(way, (slerp(*(noise.expand(3, 3) for noise in noises), share) - b * blended) / a, **CLOSE)
+    assert calls == [([t], [kind] * 3) for t in (3, 2, 0) for kind in (2, 7)]
+
+
+def test_many_pairs_are_walked_at_once_each_with_its_own_noises_labels_and_share():
+    noises, share = (normal(3, 1, 2, 2), normal(3, 1, 2, 2, seed=1)), torch.tensor([0.2, 0.9, 0.5]).double()
+    kinds, model = (Y, Y.flip(0)), two_points(COSINE)
+    together = diffusion_path(model, COSINE, noises, kinds, share, 5)
+    for k, each in enumerate(together):
+        one = slice(k, k + 1)
+        alone = diffusion_path(model, COSINE, [z[one] for z in noises], [y[one] for y in kinds], share[one], 5)
+        assert_close(each[None], alone, **CLOSE)
 
 
 # What is published

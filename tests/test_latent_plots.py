@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from matplotlib.colors import to_rgba
 from torch import nn
 from torch.testing import assert_close
 
-from fmdiff_helpers.data import to_model, to_uint8
+from fmdiff_helpers.data import CLASS_NAMES, to_model, to_uint8
 from fmdiff_helpers.latent_paths import principal_axes
 from fmdiff_helpers.latent_plots import chain_figures, draw_ways, latent_map, reconstructions
 from fmdiff_helpers.standin import draw_garments
@@ -117,3 +118,19 @@ def test_chains_on_the_map_lead_from_a_dot_at_the_noise_to_their_garment():
         assert (garment.offsetbox.get_data() == to_uint8(F.pad(PATH[-1] / 2, (10, 10, 10, 10)))[k, 0].numpy()).all()
     assert len(figure.axes[0].artists) == 3
     assert_close(points(figure), on_the_map(Z))
+
+
+@pytest.mark.parametrize("draw", [latent_map, lambda *about: draw_ways(about[0], PATH, *about[1:])])
+def test_a_legend_beside_the_map_names_each_kind_in_the_colour_of_its_points(draw):
+    axis = draw(Cut(), IMAGES, LABELS).axes[0]
+    legend, cloud = axis.get_legend(), axis.collections[0]
+    assert [text.get_text() for text in legend.get_texts()][:10] == list(CLASS_NAMES)
+    for kind, mark in enumerate(legend.legend_handles[:10]):
+        assert to_rgba(mark.get_color()) == pytest.approx(cloud.cmap(cloud.norm(kind)))
+
+
+def test_a_legend_says_which_mark_is_the_end_of_a_chain():
+    figure = draw_ways(Cut(), PATH, IMAGES, LABELS)
+    names = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert names[10:] == ["a chain, from its noise", "its end"]
+    assert_close(torch.tensor(figure.axes[0].collections[1].get_offsets().data).float(), on_the_map(PATH[-1]))
