@@ -130,7 +130,7 @@ def picture_parts(axes: Axes, most: int) -> list[str]:
         sizes = int(bottom), int(right)
     else:  # others count in pixels, and label all rows and columns
         sizes = len(labels["rows"]), len(labels["columns"])
-    counts = [f"{size} {name}{'s' * (size > 1)}" for size, name in zip(sizes, ("row", "column"), strict=True)]
+    counts = [f"{size} {name}{'s' * (size > 1)}" for size, name in zip(sizes, ("row", "column"), strict=True) if size]
     named = {name: listing((tick.get_text() for tick in ticks), most) for name, ticks in labels.items()}
     size = f"picture{'s' * is_grid} in {' and '.join(counts)}"
     return [size, *(f"{name}: {words}" for name, words in named.items() if words)]

@@ -62,6 +62,7 @@ def draw_u(maps: dict[str, Tensor], skips: Sequence[tuple[str, str]]) -> Figure:
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
     axis.grid(False)
+    figure.set_label("the U of a U-Net: maps in boxes, large ones above and small ones below, joined by arrows")
     return figure
 
 
