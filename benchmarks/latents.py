@@ -4,6 +4,7 @@ uv run python benchmarks/latents.py train NAME     one denoiser, 1500 steps; 5 m
 uv run python benchmarks/latents.py choices        all of them, into the card of the published network
 uv run python benchmarks/latents.py raw FOLDER     its weights as they are and averaged, into the same card
 uv run python benchmarks/latents.py steps          FD and seconds against steps and eta, into the same card
+uv run python benchmarks/latents.py spacing        the same against where the steps are, into the same card
 uv run python benchmarks/latents.py guidance       led away from a network of 1500 steps, into the same card
 uv run python benchmarks/latents.py reported       what was chosen so, on the test images, into the same card
 uv run python benchmarks/latents.py speed          against lesson 03's network, into benchmarks/latents.json
@@ -37,10 +38,11 @@ from fmdiff_helpers.leaderboard import kinds_of, load_judge
 from fmdiff_helpers.metrics import Judge, mean_and_spread
 from fmdiff_helpers.recipes import CARDS, describe_autoencoder
 from fmdiff_helpers.run import device_name
-from fmdiff_helpers.samplers import sample_ddim
+from fmdiff_helpers.samplers import chain_of, respace, sample_ddim, trailing
 from fmdiff_helpers.schedules import Schedule
 
 STEPS, N, ROUNDS = 1500, 1000, 2
+UNITS, UNIT_STEPS = (0.2, 0.5, 0.8, 1.25, 2, 5), 10
 # Name -> the target, the unit of the latent (1 is standardised), and what else differs from `fmdiff train latent_unet`.
 VARIANTS = {
     "v": ("v", 1),
@@ -119,17 +121,27 @@ def measure(
     num_steps: int = 50,
     clip: float = math.inf,
     model: nn.Module | None = None,
+    steps: Tensor | None = None,
 ) -> dict:
-    """Return mean and spread of the quality of a denoiser's samples, and the seconds that drawing them takes."""
+    """Return mean and spread of the quality of a denoiser's samples, and the seconds that drawing them takes.
+
+    `steps` (K,) are those of the chain, ascending; by default `num_steps` of them, spread evenly.
+    """
     drawer = drawer_of(read_card(name), model or load_pretrained(name), num_steps, "cpu")
     schedule, y, measured = drawer.process.schedule, drawer.all_kinds(N), []
+    visited = respace(schedule, num_steps)[0] if steps is None else steps
+    chain = chain_of(schedule, visited)
+
+    def predict(x: Tensor, k: Tensor, y: Tensor | None) -> Tensor:
+        return drawer.model(x, visited[k], y)
+
     for seed in seeds_for("validation"):
         generator = torch.Generator().manual_seed(seed)
         x = torch.randn((N, *drawer.autoencoder.latent_shape), generator=generator)
         start = time.monotonic()
 
         def draw(x: Tensor, y: Tensor, generator: torch.Generator = generator) -> Tensor:
-            return drawer.decode(sample_ddim(drawer.model, x, schedule, generator, num_steps, y, clip=clip, eta=eta))
+            return drawer.decode(sample_ddim(predict, x, chain, generator, y=y, clip=clip, eta=eta))
 
         samples = in_batches(draw, x, y)
         seconds = time.monotonic() - start
@@ -167,12 +179,33 @@ def measure_raw(folder: str, judge: Judge, table: str) -> None:
 
 
 def measure_steps() -> None:
-    """Measure the published network with fewer and fewer steps, without and with noise on the way."""
+    """Measure the published network with fewer and fewer steps, without and with noise on the way; and the VAE."""
     judge = load_judge(split="validation")
-    for eta, numbers in ((0.0, (5, 10, 20, 50, 100, 1000)), (1.0, (5, 10, 20, 50, 100))):
-        for num_steps in numbers:
+    limit = judge.limit(N, load_autoencoder("latent_unet"), seeds_for("validation"), kinds_of(judge))
+    add("steps", {"limit": mean_and_spread(limit)})
+    for num_steps in (5, 10, 20, 50):
+        for eta in (0.0, 1.0):
             found = {f"{num_steps} steps, eta {eta:g}": measure(judge, "latent_unet", eta, num_steps)}
             add("steps", found)
+
+
+def steps_in_unit(schedule: Schedule, unit: float, num_steps: int) -> Tensor:
+    """Return the steps (K,) that have the SNR of evenly spread steps if the latents had this spread in place of 1.
+
+    A step that the table of 1,000 does not have is replaced by the nearest one; each is taken once.
+    """
+    wanted = schedule.log_snr[respace(schedule, num_steps)[0]] + 2 * math.log(unit)
+    return (schedule.log_snr - wanted[:, None]).abs().argmin(dim=1).unique()
+
+
+def measure_spacing() -> None:
+    """Measure the published network with trailing steps, and with those of other units of the latent."""
+    judge, schedule = load_judge(split="validation"), build_process(read_card("latent_unet")).schedule
+    rows = {f"{num_steps} steps, trailing": trailing(schedule, num_steps) for num_steps in (2, 3, 5, 10)}
+    rows |= {f"{num_steps} steps, even": respace(schedule, num_steps)[0] for num_steps in (2, 3, 5, 10)}
+    rows |= {f"unit {unit:g}": steps_in_unit(schedule, unit, UNIT_STEPS) for unit in UNITS}
+    for name, steps in rows.items():
+        add("spacing", {name: measure(judge, "latent_unet", steps=steps)}, unit_steps=UNIT_STEPS)
 
 
 def measure_guidance(judge: Judge, split: str, rows: list[tuple[float, int, int]], table: str) -> None:
@@ -232,6 +265,8 @@ if __name__ == "__main__":
             measure_raw(folder, load_judge(split="validation"), "averaging")
         case ["steps"]:
             measure_steps()
+        case ["spacing"]:
+            measure_spacing()
         case ["guidance"]:
             rows = [(w, 50, N) for w in (1.0, 1.5, 2.0, 2.5, 3.0)]
             measure_guidance(load_judge(split="validation"), "validation", rows, "guidance")

@@ -52,12 +52,26 @@ def respace(schedule: Schedule, num_steps: int | None = None) -> tuple[Tensor, S
     num_steps = schedule.T if num_steps is None else num_steps
     if not isinstance(num_steps, int) or not 1 <= num_steps <= schedule.T:
         raise ValueError(f"num_steps is {num_steps!r}; expected 1 to T = {schedule.T}")
-    device = schedule.beta.device
     # On the CPU, in float64: the same steps on every device.
     steps = torch.linspace(schedule.T - 1, 0, num_steps, dtype=torch.float64).round().long().flip(0)
-    alpha_bar = schedule.alpha_bar.cpu().double()[steps]
+    return steps.to(schedule.beta.device), chain_of(schedule, steps)
+
+
+def chain_of(schedule: Schedule, steps: Tensor) -> Schedule:
+    """Return the schedule of the chain that visits only some steps (K,), int64 and ascending, of another."""
+    alpha_bar = schedule.alpha_bar.cpu().double()[steps.cpu()]
     alpha_bar_prev = torch.cat([torch.ones_like(alpha_bar[:1]), alpha_bar[:-1]])
-    return steps.to(device), Schedule(1 - alpha_bar / alpha_bar_prev).to(device)
+    return Schedule(1 - alpha_bar / alpha_bar_prev).to(schedule.beta.device)
+
+
+def trailing(schedule: Schedule, num_steps: int) -> Tensor:
+    """Return `num_steps` steps (K,), ascending, that end at T - 1 and divide all T evenly, for `chain_of`.
+
+    Unlike `respace`, it spends no step on t = 0, where hardly any noise is left. (Lin et al. 2024, section 3.3)
+    Built in lesson 05.
+    """
+    ends = torch.arange(1, num_steps + 1, dtype=torch.float64) * schedule.T / num_steps
+    return (ends.round().long() - 1).to(schedule.beta.device)
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from diffusers.training_utils import compute_snr
 from fmdiff_helpers.diffusion import add_noise, posterior, velocity
 from fmdiff_helpers.flow_samplers import even_times, sample_dpm, sample_euler
 from fmdiff_helpers.metrics import frechet_distance, kernel_distance
-from fmdiff_helpers.samplers import respace, sample_ddim, sample_ddpm
+from fmdiff_helpers.samplers import respace, sample_ddim, sample_ddpm, trailing
 from fmdiff_helpers.schedules import Schedule, cosine_beta, linear_beta, quadratic_beta, sigmoid_beta
 
 T = 1000
@@ -164,6 +164,14 @@ def test_chosen_steps(T):
         steps = torch.linspace(0, T - 1, num_steps, dtype=torch.float64)
         if ((steps - steps.floor() - 0.5).abs() > 1e-9).all():
             assert theirs.timesteps.flip(0).equal(respace(Schedule(cosine_beta(T)), num_steps)[0])
+
+
+@pytest.mark.parametrize("T", [100, 200, 1000])
+def test_trailing_steps(T):
+    theirs = DDPMScheduler(T, timestep_spacing="trailing")
+    for num_steps in (1, 2, 4, 5, 10, 20, 50, 100):
+        theirs.set_timesteps(num_steps)
+        assert theirs.timesteps.flip(0).equal(trailing(Schedule(cosine_beta(T)), num_steps))
 
 
 def check_chain(theirs, sampler, name: str, options: dict, **our_options):

@@ -15,6 +15,7 @@ from torch.testing import assert_close
 
 from fmdiff_helpers.diffusion import add_noise, eps_from_x0, posterior, velocity, x0_from_eps
 from fmdiff_helpers.samplers import (
+    chain_of,
     invert_ddim,
     noise_from_v,
     noise_predictor,
@@ -22,6 +23,7 @@ from fmdiff_helpers.samplers import (
     sample_ddim,
     sample_ddpm,
     slerp,
+    trailing,
 )
 from fmdiff_helpers.schedules import Schedule, cosine_beta, rescaled_linear_beta
 
@@ -473,3 +475,28 @@ def test_progress_is_shown_only_if_asked_for(name, capsys):
     assert capsys.readouterr().err == ""
     SAMPLERS[name](guess, normal(2, 1, 4, 4), UNEVEN, seeded(), progress=True)
     assert "/4 [" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("T", [50, 200, 1000])
+def test_trailing_steps_end_the_equal_parts_of_all_steps(T):
+    schedule = Schedule(cosine_beta(T))
+    assert trailing(schedule, T).tolist() == list(range(T))
+    for num_steps in range(1, min(T, 60) + 1):
+        steps = trailing(schedule, num_steps)
+        assert steps.dtype == torch.int64 and len(steps) == num_steps and steps[-1] == T - 1
+        parts = torch.arange(1, num_steps + 1).double() * T / num_steps
+        assert_close(steps.double() + 1, parts, rtol=0, atol=0.5)  # rounded
+        assert (steps.diff() > 0).all() and (num_steps > T / 2 or steps[0] > 0)
+
+
+@pytest.mark.parametrize("steps", [[0], [49], [3, 10, 30], list(range(50))])
+def test_the_schedule_of_a_shorter_chain_has_alpha_bar_of_the_steps_that_it_visits(steps):
+    chain = chain_of(COSINE, torch.tensor(steps))
+    assert_close(chain.alpha_bar, COSINE.alpha_bar[steps], rtol=1e-9, atol=0)
+    assert chain.T == len(steps)
+
+
+def test_ddim_of_a_shorter_chain_is_ddim_at_its_steps():
+    steps, x = respace(COSINE, 7)[0], normal(2, 1, 4, 4)
+    by_hand = sample_ddim(lambda x, k, y: guess(x, steps[k], y), x, chain_of(COSINE, steps), clip=math.inf)
+    assert_close(by_hand, sample_ddim(guess, x, COSINE, num_steps=7, clip=math.inf), **CLOSE)
