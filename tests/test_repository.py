@@ -22,7 +22,7 @@ MODULES = sorted((ROOT / "fmdiff_helpers").rglob("*.py"))
 FLOORS = [
     {"start", "dials", "lab", "standin", "schedules", "tiling", "filmstrip", "reports", "batching", "cards"},
     {"data", "checkpoints", "diffusion", "endings", "images", "plots", "models"},
-    {"arguments", "export", "metrics", "samplers", "guidance", "run", "tokens"},
+    {"arguments", "export", "metrics", "samplers", "guidance", "run", "tokens", "planes"},
     {"drawing", "processes", "train"},
     {"recipes", "latent_paths", "leaderboard", "results", "controls"},
     {"latent_plots", "explorer", "evaluation"},
