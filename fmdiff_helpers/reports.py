@@ -52,10 +52,10 @@ def measure_table(rows: dict[str, dict[str, tuple[float, float]]], heads: dict[s
 
     A row maps measures to mean and spread, {"fd": (1, 0.1)}. A spread of 0 is left out, and a missing measure is empty.
     """
-    width = max(map(len, rows)) + 1
-    lines = [" " * width + "".join(f"{head:>16}" for head in heads.values())]
+    width, column = max(map(len, rows)) + 1, max(16, *(len(head) + 2 for head in heads.values()))
+    lines = [" " * width + "".join(f"{head:>{column}}" for head in heads.values())]
     for name, row in rows.items():
         found = (row.get(measure) for measure in heads)
         cells = ("" if cell is None else f"{cell[0]:.3f}" + f" ± {cell[1]:.3f}" * (cell[1] > 0) for cell in found)
-        lines.append((f"{name:<{width}}" + "".join(f"{cell:>16}" for cell in cells)).rstrip())
+        lines.append((f"{name:<{width}}" + "".join(f"{cell:>{column}}" for cell in cells)).rstrip())
     return "\n".join(lines)

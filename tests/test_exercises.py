@@ -10,7 +10,7 @@ import nbformat
 import pytest
 import torch
 
-ANSWERS = {number: import_module(f"answers_{number}") for number in ("01", "02", "04", "08")}
+ANSWERS = {number: import_module(f"answers_{number}") for number in ("01", "02", "04", "06", "08")}
 CELLS = {}
 for path in sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb")):
     CELLS[path.name[:2]] = nbformat.read(path, as_version=4).cells

@@ -11,3 +11,10 @@ def test_a_table_has_a_line_for_each_row_and_a_column_for_each_head():
     assert another.split() == ["another", "12.000", "±", "0.250"]  # nothing where a measure is missing
     ends = [line.index(text) + len(text) for line, text in ((head, "FD"), (one, "0.100"), (another, "0.250"))]
     assert len(set(ends)) == 1
+
+
+def test_long_heads_do_not_touch():
+    table = measure_table(
+        {"one": {"a": (1.0, 0.1), "b": (2.0, 0.1)}}, {"a": "a head that is long", "b": "another long head"}
+    )
+    assert "long  " in table.splitlines()[0]
