@@ -1,4 +1,4 @@
-"""Tables for people: how the command prints measures."""
+"""Tables for people: how the command and the lessons print measures."""
 
 HEADS = {"measures": "mean", "floor": "floor", "limit": "limit"}
 BOARD = ("fd", "label_free_fd", "kd", "precision", "recall", "coverage", "label_accuracy", "copying")
@@ -45,3 +45,17 @@ def describe_request(
     text += "" if guidance is None else f"guidance {guidance:g}{f' away from {guide}' if guide else ''}, "
     text += f"at steps {interval[0]} to {interval[1]}, " if interval else ""
     return text + ("" if eta is None else f"eta {eta:g}, ")
+
+
+def measure_table(rows: dict[str, dict[str, tuple[float, float]]], heads: dict[str, str]) -> str:
+    """Return a table with a line for each named row, and a column for each measure in `heads`, under its head.
+
+    A row maps measures to mean and spread, {"fd": (1, 0.1)}. A spread of 0 is left out, and a missing measure is empty.
+    """
+    width, column = max(map(len, rows)) + 1, max(16, *(len(head) + 2 for head in heads.values()))
+    lines = [" " * width + "".join(f"{head:>{column}}" for head in heads.values())]
+    for name, row in rows.items():
+        found = (row.get(measure) for measure in heads)
+        cells = ("" if cell is None else f"{cell[0]:.3f}" + f" ± {cell[1]:.3f}" * (cell[1] > 0) for cell in found)
+        lines.append((f"{name:<{width}}" + "".join(f"{cell:>{column}}" for cell in cells)).rstrip())
+    return "\n".join(lines)

@@ -34,6 +34,7 @@ FLOORS = [
         "tokens",
         "frames",
         "unet_plots",
+        "planes",
     },
     {"drawing", "processes", "train"},
     {"recipes", "latent_paths", "leaderboard", "results", "controls"},
