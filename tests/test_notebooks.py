@@ -169,13 +169,7 @@ class Pictures(HTMLParser):
             self.texts.append(dict(attrs).get("alt") or "")
 
 
-OLD = [path for path in PATHS if path.stem[:2] in ("03", "05", "06", "07")]  # not yet executed since figures have texts
-WAITING = pytest.mark.xfail(strict=True, reason="execute this lesson again and take it off the list OLD")
-
-
-@pytest.mark.parametrize(
-    "path", [pytest.param(p, marks=WAITING) if p in OLD else p for p in PATHS], ids=lambda p: p.stem
-)
+@pytest.mark.parametrize("path", PATHS, ids=lambda p: p.stem)
 def test_each_picture_says_what_it_shows(path):
     """JupyterLab and nbconvert show a PNG without a text; only a picture in HTML has one."""
     nb, found = nbformat.read(path, as_version=4), []
