@@ -1,4 +1,4 @@
-.PHONY: setup lint test floor notebooks requirements colab colab-like pretended zip clean
+.PHONY: setup lint test floor notebooks requirements colab colab-like pretended zip site clean
 
 setup:  ## install everything, and let git show a notebook's diff as text
 	uv sync --all-groups
@@ -35,6 +35,9 @@ pretended:  ## run all lessons on a pretended GPU and the drawn stand-in, which 
 
 zip:  ## write fmdiff.zip, which a lesson on Colab asks for
 	uv run python tools/archive.py
+
+site:  ## write the series as web pages into site/; needs node and npm
+	uv run python tools/website.py
 
 clean:  ## remove what runs leave behind; the dataset stays
 	rm -rf .pytest_cache .ruff_cache
