@@ -48,7 +48,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """Return the prediction, shaped like x."""
-        y = torch.full_like(t, self.num_classes) if y is None else y
+        y = torch.full_like(t, self.num_classes, dtype=torch.int64) if y is None else y
         condition = self.time(t) + self.label(y)
         h = self.enter(x.flatten(1))
         for block in self.blocks:
