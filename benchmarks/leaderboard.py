@@ -25,7 +25,7 @@ N = 1000
 # Name -> what `load_drawer` takes but for the steps, and the steps. Those of the board are chosen among them.
 SWEEPS = {
     "transformer": ({"name": "transformer"}, (3, 5, 10, 20, 50)),
-    "transformer, noisy": ({"name": "transformer", "eta": 1.0}, (10, 50)),
+    "transformer, noisy": ({"name": "transformer", "eta": 1.0}, (10, 20, 50)),
     "transformer, led away": (
         {"name": "transformer", "guidance": 1.5, "guide": "transformer_linear"},
         (5, 10, 20),
@@ -33,7 +33,7 @@ SWEEPS = {
     "unet": ({"name": "unet"}, (10, 20, 50, 100)),
     "unet, noisy": ({"name": "unet", "eta": 1.0}, (20, 50)),
     "latent_unet": ({"name": "latent_unet"}, (3, 5, 10, 20, 50)),
-    "latent_unet, led away": ({"name": "latent_unet", "guidance": 2.0, "guide": "latent_unet_unit_1"}, (5, 10, 20, 50)),
+    "latent_unet, led away": ({"name": "latent_unet", "guidance": 2.5, "guide": "latent_unet_unit_1"}, (5, 10, 20, 50)),
     "patch_unet": ({"name": "patch_unet"}, (5, 10, 20, 50)),
     "patch_unet, noisy": ({"name": "patch_unet", "eta": 1.0}, (20, 50)),
     "patch_unet, w = 1.5": ({"name": "patch_unet", "guidance": 1.5}, (5, 10, 20)),

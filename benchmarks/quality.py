@@ -1,9 +1,9 @@
 """Compare what the same time of one processor core buys: our networks, other people's, the originals of the lessons.
 
-uv run --group bench python benchmarks/quality.py tune NAME          train with each of `RATES`; into quality.json
-uv run --group bench python benchmarks/quality.py run NAME [SEEDS]   train, draw, measure; into quality.json
-uv run --group bench python benchmarks/quality.py floor              as many real images; into quality.json
-uv run --group bench python benchmarks/quality.py table              quality.json as a table
+uv run --group bench python benchmarks/quality.py tune NAME [RATE ...]   train with each of `RATES`; into quality.json
+uv run --group bench python benchmarks/quality.py run NAME [SEEDS]       train, draw, measure; into quality.json
+uv run --group bench python benchmarks/quality.py floor                  as many real images; into quality.json
+uv run --group bench python benchmarks/quality.py table                  quality.json as a table
 
 Each is trained for the same processor seconds, autoencoder included, and draws with at most 20 evaluations of its
 network for an image, unguided. Names: those of `OURS` and `CONTENDERS`, and of `RATES` with ", tuned": with the rate
@@ -149,9 +149,9 @@ def add(table: str, found: dict) -> None:
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
 
 
-def tune(name: str) -> None:
-    """Train a peer with each of its rates, and measure it on the validation images with one seed."""
-    for lr in RATES[name]:
+def tune(name: str, rates: tuple[float, ...]) -> None:
+    """Train a peer with each of the rates, and measure it on the validation images with one seed."""
+    for lr in rates:
         add("rates", {f"{name}, {lr:g}": compete(name, "validation", seeds_for("validation", 1), lr=lr)})
 
 
@@ -204,8 +204,8 @@ def cell(value: list[float] | None) -> str:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     match sys.argv[1:]:
-        case ["tune", name] if name in RATES:
-            tune(name)
+        case ["tune", name, *rates] if name in RATES and set(map(float, rates)) <= set(RATES[name]):
+            tune(name, tuple(map(float, rates)) or RATES[name])
         case ["run", name, *numbers] if name in (*OURS, *CONTENDERS, *TUNED) and len(numbers) < 2:
             run(name, *map(int, numbers))
         case ["floor"]:

@@ -28,7 +28,7 @@ NETWORKS = {
     "transformer": {"name": "transformer"},
     "unet": {"name": "unet"},
     "latent_unet": {"name": "latent_unet"},
-    "latent_unet, led away": {"name": "latent_unet", "guidance": 2.0, "guide": "latent_unet_unit_1"},
+    "latent_unet, led away": {"name": "latent_unet", "guidance": 2.5, "guide": "latent_unet_unit_1"},
     "patch_unet": {"name": "patch_unet"},
     "patch_unet, w = 1.5": {"name": "patch_unet", "guidance": 1.5},
     "vector_denoiser": {"name": "vector_denoiser"},
