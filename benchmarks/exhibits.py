@@ -13,12 +13,12 @@ from fmdiff_helpers.train import train
 
 
 def train_card(card: dict, folder: Path | str, model: nn.Module | None = None, **parts: object) -> nn.Module:
-    """Train the network of a card on the processor, by default from the weights of seed 0, and return it.
+    """Train the network of a card on the processor, by default from the first weights of its seed, and return it.
 
     `parts` replace some of those that `training_parts` returns.
     """
     if model is None:
-        torch.manual_seed(0)
+        torch.manual_seed(card["recipe"].get("seed", 0))
         model = build(card)
     usual = training_parts(card, *load_fashion_mnist("train"), torch.device("cpu"))
     train(model, *usual._replace(**parts), folder, card)
