@@ -57,14 +57,16 @@ def flow_of(network: Callable, schedule: Schedule) -> Callable:
 
     Both describe the same paths: xt of the flow is that of the diffusion divided by the sum of its signal and noise
     scales, so t is noise / (signal + noise). At the times of the schedule's steps this is exact. Between them the
-    step that the network is told is a real number, interpolated in the logarithm of the signal-to-noise ratio.
+    step that the network is told is a real number, interpolated in the logarithm of the signal-to-noise ratio. A second
+    time, for a network that takes one, becomes a step, too.
     (Gao et al. 2025; Salimans & Ho 2022, section 4)
     """
 
-    def velocity(x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+    def velocity(x: Tensor, t: Tensor, y: Tensor | None = None, *r: Tensor) -> Tensor:
         signal, noise = (spread_out(scale / torch.hypot(t, 1 - t), x) for scale in (1 - t, t))
+        steps = [step_at(time, schedule).to(x.dtype) for time in (t, *r)]
         xt = (signal + noise) * x
-        return (noise - signal) * xt + (signal + noise) * network(xt, step_at(t, schedule).to(x.dtype), y)
+        return (noise - signal) * xt + (signal + noise) * network(xt, steps[0], y, *steps[1:])
 
     return velocity
 
@@ -87,22 +89,32 @@ def times_of(schedule: Schedule) -> Tensor:
 
 
 def mean_flow_loss(
-    model: Callable, x0: Tensor, y: Tensor | None, t: Tensor, r: Tensor, eps: Tensor, power: float = 1.0
+    model: Callable,
+    x0: Tensor,
+    y: Tensor | None,
+    t: Tensor,
+    r: Tensor,
+    eps: Tensor,
+    power: float = 1.0,
+    teacher: Callable | None = None,
 ) -> Tensor:
     """Return the loss of the mean velocity between the times r <= t (B,), for each image, (B,).
 
     `model(xt, t, y, r)` predicts the mean velocity on the way from t to r. What it should be follows from its own
-    derivative along the path, which is a constant for the gradient. An image with a large error counts less: its
-    error is divided by itself to the `power`. (Geng et al. 2025, eqs. 6 to 11 and 22)
+    derivative along the path, which is a constant for the gradient. The velocity of the path is that of a trained flow,
+    the `teacher`, or without one that of a straight line. An image with a large error counts less: its error is divided
+    by itself to the `power`. (Geng et al. 2025, eqs. 6 to 11 and 22)
     """
-    u = eps - x0
+    xt = straight_path(x0, t, eps)
+    with torch.no_grad():
+        u = teacher(xt, t, y) if teacher else eps - x0
 
     def network(x: Tensor, t: Tensor, r: Tensor) -> Tensor:
         return model(x, t, y, r)
 
     with sdpa_kernel(SDPBackend.MATH):  # the only attention whose derivative PyTorch knows in this direction
         moving = u, torch.ones_like(t), torch.zeros_like(r)
-        u_mean, slope, *_ = jvp(network, (straight_path(x0, t, eps), t, r), moving)
+        u_mean, slope, *_ = jvp(network, (xt, t, r), moving)
     target = (u - spread_out(t - r, x0) * slope).detach()
     error = (u_mean - target).square().flatten(1).mean(dim=1)
     return error / (error.detach() + 1e-3) ** power

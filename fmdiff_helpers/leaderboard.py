@@ -19,7 +19,7 @@ STORED = PUBLISHED.parent / "leaderboard.json"
 # Row -> the arguments of `load_drawer`. Two rows that differ in one argument show what this argument gains.
 ROWS = {
     "transformer": {"name": "transformer", "num_steps": 10},
-    "transformer, noisy": {"name": "transformer", "num_steps": 10, "eta": 1.0},
+    "transformer, noisy": {"name": "transformer", "num_steps": 20, "eta": 1.0},
     "transformer, all steps": {"name": "transformer", "num_steps": 200},
     "transformer, led away": {
         "name": "transformer",
@@ -39,7 +39,7 @@ ROWS = {
         "guide": "latent_unet_unit_1",
     },
     "patch_unet": {"name": "patch_unet", "num_steps": 20},
-    "patch_unet, noisy": {"name": "patch_unet", "num_steps": 20, "eta": 1.0},
+    "patch_unet, noisy": {"name": "patch_unet", "num_steps": 50, "eta": 1.0},
     "patch_unet, all steps": {"name": "patch_unet", "num_steps": 200},
     "patch_unet, w = 1.5": {"name": "patch_unet", "num_steps": 20, "guidance": 1.5},
     "patch_unet, w = 3 at 60-139": {"name": "patch_unet", "num_steps": 20, "guidance": 3.0, "interval": [60, 139]},

@@ -1,5 +1,8 @@
-"""Figures of planes: clouds of points, and arrows between points."""
+"""Figures of planes: clouds of points, arrows between points, and the ways that points go."""
 
+from itertools import cycle
+
+import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -28,14 +31,37 @@ def planes(panels: dict[str, tuple[Clouds, Arrows]], xlabel: str, ylabel: str) -
             axis.quiver(*tails.T.cpu(), *(heads - tails).T.cpu(), color=color, label=name, **look)
         axis.set(title=title, xlabel=xlabel, aspect="equal")
         ends += [*clouds.values(), *(end for pair in arrows.values() for end in pair)]
-    low, high = torch.cat(ends).cpu().aminmax(dim=0)
+    fit(figure, axes, torch.cat(ends))
+    axes[0].set(ylabel=ylabel)
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), markerscale=3)
+    return figure
+
+
+def ways(panels: dict[str, tuple[Clouds, Tensor]], xlabel: str, ylabel: str) -> Figure:
+    """Draw ways side by side, all on the same scale; each panel has a title, up to three clouds, and ways (K, M, 2).
+
+    Each of the M ways leads through K places, has a colour of its own, and ends in a dot.
+    """
+    figure, axes = new_figure(PANEL * len(panels), PANEL, columns=len(panels))
+    for axis, (title, (clouds, paths)) in zip(axes, panels.items(), strict=True):
+        for (name, points), color in zip(clouds.items(), CLOUD_COLORS, strict=False):
+            axis.scatter(*points.T.cpu(), s=4, color=color, label=name)
+        for way, color in zip(paths.unbind(1), cycle(COLORS)):
+            axis.plot(*way.T.cpu(), color=color, linewidth=1)
+            axis.scatter(*way[-1].cpu(), s=12, color=color, zorder=3)
+        axis.set(title=title, xlabel=xlabel, aspect="equal")
+    fit(figure, axes, torch.cat([part for clouds, paths in panels.values() for part in (*clouds.values(), *paths)]))
+    axes[0].set(ylabel=ylabel)
+    return figure
+
+
+def fit(figure: Figure, axes: list[plt.Axes], points: Tensor) -> None:
+    """Give all axes the limits of points (N, 2), and the figure the height that follows."""
+    low, high = points.cpu().aminmax(dim=0)
     margin = 0.05 * (high - low).max()
     (left, bottom), (right, top) = (low - margin).tolist(), (high + margin).tolist()
     for axis in axes:
         axis.set(xlim=(left, right), ylim=(bottom, top))
-    axes[0].set(ylabel=ylabel)
     height = 0.85 * PANEL * (top - bottom) / (right - left)
-    figure.set_size_inches(PANEL * len(panels), height + 1.2)  # with room for titles and legend
-    handles, names = axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=len(names), markerscale=3)
-    return figure
+    figure.set_size_inches(PANEL * len(axes), height + 1.2)  # with room for titles and legend

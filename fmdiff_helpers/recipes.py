@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +27,7 @@ from fmdiff_helpers.checkpoints import load_pretrained
 from fmdiff_helpers.data import NUM_VALIDATION, describe_data, is_there, load_fashion_mnist, raw_folder, to_model
 from fmdiff_helpers.drawing import Drawer, autoencoder_of, load_drawer
 from fmdiff_helpers.endings import Signals, only_writer
-from fmdiff_helpers.guidance import drop_labels
+from fmdiff_helpers.guidance import drop_labels, guided
 from fmdiff_helpers.train import Run, check_folder, check_recipe, train
 
 PAIR_STEPS = 50  # of a flow that draws pairs for another one
@@ -176,12 +177,16 @@ class Parts(NamedTuple):
 def training_parts(card: dict, images: Tensor, labels: Tensor, device: torch.device) -> Parts:
     """Return loss, draw, data and validation for the network of a card, from images uint8 (N, 1, 28, 28) and labels."""
     process, labelled = build_process(card, device), takes_labels(card)
+    if hasattr(process, "velocity"):
+        process = replace(process, velocity=teacher_of(process))
     loss, draw, x = process.training_loss(card["recipe"]["steps"]), process.draw, images
     if card["kind"] == "denoiser" and (card["label_dropout"] or not labelled):
         loss = LabelLoss(loss, labelled, card["label_dropout"])
         draw = partial(draw_with_u, draw) if card["label_dropout"] else draw
     if getattr(process, "has_pairs", False):
-        x = draw_pairs(load_drawer(published_first(process.teacher), device=device), labels, card["recipe"]["seed"])
+        led = {"guidance": process.guidance, "guide": published_first(process.guide)} if process.guide else {}
+        drawer = load_drawer(published_first(process.teacher), **led, device=device)
+        x = draw_pairs(drawer, labels, card["recipe"]["seed"])
     elif card["autoencoder"]:  # its weights do not change, so each image is encoded once
         autoencoder, size = autoencoder_of(card, device), batch_size_on(device)
 
@@ -194,6 +199,13 @@ def training_parts(card: dict, images: Tensor, labels: Tensor, device: torch.dev
     y = None if card["kind"] == "denoiser" and not labelled else y
     data = x[:-NUM_VALIDATION], labels[:-NUM_VALIDATION]
     return Parts(loss, draw, data, partial(process.validate, x0=x0, y=y))
+
+
+def teacher_of(process: Any) -> Callable:
+    """Return the velocity that a process's teacher predicts, led away from the guide if there is one."""
+    names = [name for name in (process.teacher, process.guide) if name]
+    network, *weak = (load_pretrained(published_first(name), process.device) for name in names)
+    return process.at_times(guided(network, process.guidance, weak=weak[0]) if weak else network)
 
 
 def draw_pairs(drawer: Drawer, labels: Tensor, seed: int) -> Tensor:

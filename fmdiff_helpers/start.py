@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import tomllib
+import warnings
 import zipfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -89,3 +90,5 @@ def prepare() -> None:
 
     if shell := get_ipython():
         give_alt_texts(shell)
+    # PyTorch's own `torch.func.jvp` says this, and a learner cannot do anything about it.
+    warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)

@@ -13,9 +13,10 @@ from fmdiff_helpers.cards import WeightsError, build, build_process, read_card
 from fmdiff_helpers.data import to_model
 from fmdiff_helpers.drawing import load_drawer
 from fmdiff_helpers.flow_samplers import sample_euler, sample_jumps
-from fmdiff_helpers.flows import flow_loss, mean_flow_loss, straight_path
+from fmdiff_helpers.flows import flow_loss, flow_of, mean_flow_loss, straight_path
 from fmdiff_helpers.processes.flow import Flow, MeanFlow, Reflow
 from fmdiff_helpers.recipes import draw_pairs, new_card, start_from, train_network, training_parts
+from fmdiff_helpers.schedules import Schedule, cosine_beta
 from fmdiff_helpers.standin import draw_garments
 
 CPU = torch.device("cpu")
@@ -64,9 +65,9 @@ def test_times_are_spread_as_the_card_says(times, shift, middle, within):
     assert eps.mean().item() == pytest.approx(0, abs=0.04) and eps.std().item() == pytest.approx(1, abs=0.03)
 
 
-def test_the_second_time_is_never_later_and_for_half_of_the_images_the_same():
+def test_the_second_time_is_never_later_and_for_a_quarter_of_the_images_the_same():
     t, r, _ = MeanFlow(CPU, 1000).draw(torch.empty(10_000, 1), generator())
-    assert (r <= t).all() and (r == t).double().mean().item() == pytest.approx(0.5, abs=0.03)
+    assert (r <= t).all() and (r == t).double().mean().item() == pytest.approx(0.25, abs=0.03)
     assert r[r < t].mean().item() == pytest.approx(1 / 3, abs=0.02)  # the smaller of two
 
 
@@ -94,6 +95,35 @@ def test_reflow_learns_from_pairs_and_mean_flow_is_told_both_times_in_steps():
     assert_close(Reflow(CPU, 1000).loss(model, torch.cat([x0, eps], dim=1), None, t), expected)
     expected = mean_flow_loss(lambda x, t, y, r: model(x, 1000 * t, y, 1000 * r), x0, None, t, t / 3, eps)
     assert_close(MeanFlow(CPU, 1000).loss(model, x0, None, t, t / 3, eps), expected)
+
+
+def test_with_a_schedule_the_network_predicts_v_at_its_steps():
+    x, t, r, y = torch.randn((4, 2, 3, 3)), torch.tensor([0.9, 0.5, 0.3, 0.1]), torch.rand(4) / 10, torch.arange(4)
+    schedule = Schedule(cosine_beta(1000))
+    flow = build_process(card(beta="cosine_beta"))
+    assert_close(flow.at_times(model)(x, t, y, r), flow_of(model, schedule)(x, t, y, r))
+    with pytest.raises(WeightsError, match="beta is 'none'"):
+        build_process(card(beta="none"))
+
+
+def test_mean_flow_learns_the_velocity_of_its_teacher_led_away_from_its_guide(tmp_path, autoencoder):
+    v = {"name": "diffusion.Diffusion", "beta": "cosine_beta", "T": 1000, "target": "v"}
+    networks = [
+        saved("latent_unet", tmp_path / name, seed, autoencoder=autoencoder, process=v)
+        for seed, name in enumerate(("teacher", "guide"))
+    ]
+    led = {"teacher": str(tmp_path / "teacher"), "guide": str(tmp_path / "guide"), "guidance": 2.0}
+    process = build_process(card("MeanFlow", beta="cosine_beta", **led))
+    velocity = recipes.teacher_of(process)
+    x, t, y = torch.randn((3, 2, 7, 7)), torch.tensor([0.9, 0.5, 0.1]), torch.arange(3)
+    strong, weak = (flow_of(network, process.schedule)(x, t, y) for network in networks)
+    assert_close(velocity(x, t, y), weak + 2 * (strong - weak))
+    images, labels = draw_garments(2050, seed=0)
+    found = card("MeanFlow", beta="cosine_beta", **led) | {"autoencoder": autoencoder, "recipe": {"steps": 4}}
+    loss = training_parts(found, images, labels, CPU).loss
+    eps, told = torch.randn_like(x), lambda x, t, y, r: model(x, t, y, r)
+    expected = mean_flow_loss(process.at_times(told), x, y, t, t / 2, eps, teacher=velocity)
+    assert_close(loss(told, x, y, t, t / 2, eps), expected)
 
 
 @pytest.mark.parametrize("process", [Flow, MeanFlow, Reflow])

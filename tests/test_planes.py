@@ -4,7 +4,7 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 
-from fmdiff_helpers.planes import planes
+from fmdiff_helpers.planes import planes, ways
 
 A, B = torch.tensor([[0.0, 0.0], [4.0, 1.0]]), torch.tensor([[-2.0, 3.0]])
 TAILS, HEADS = torch.tensor([[0.0, 0.0], [1.0, 1.0]]), torch.tensor([[0.0, 8.0], [-3.0, 1.0]])
@@ -40,3 +40,15 @@ def test_axes_titles_clouds_and_arrows_have_names(figure):
     assert [text.get_text() for text in legend.texts] == ["a", "b", "to"]
     colors = [tuple(each.get_facecolor()[0]) for each in first.collections]
     assert len(set(colors)) == 3
+
+
+def test_ways_lead_through_their_places_and_end_in_a_dot():
+    paths = torch.stack([A, A + 5, A - 2])  # three places of two ways
+    figure = ways({"first": ({"a": B}, paths), "second": ({}, 2 * paths)}, "x", "y")
+    first, second = figure.axes
+    for line, way in zip(first.lines, paths.unbind(1), strict=True):
+        assert_allclose(line.get_xydata(), way)
+    assert_allclose(first.collections[0].get_offsets(), B)
+    assert_allclose(torch.tensor([part.get_offsets()[0].tolist() for part in first.collections[1:]]), paths[-1])
+    assert first.get_xlim() == second.get_xlim() and second.get_xlim()[1] > 18 and second.get_ylim()[1] > 12
+    assert second.get_title() == "second" and len({line.get_color() for line in first.lines}) == 2

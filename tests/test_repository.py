@@ -39,7 +39,7 @@ FLOORS = [
     {"drawing", "processes", "train"},
     {"recipes", "latent_paths", "leaderboard", "results", "controls"},
     {"latent_plots", "explorer", "evaluation"},
-    {"explorers", "cli"},
+    {"explorers", "flow_explorer", "cli"},
 ]
 
 

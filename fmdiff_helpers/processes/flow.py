@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from fmdiff_helpers.flow_samplers import sample_euler, sample_jumps
-from fmdiff_helpers.flows import flow_loss, mean_flow_loss, shifted
+from fmdiff_helpers.flows import flow_loss, flow_of, mean_flow_loss, shifted
+from fmdiff_helpers.processes.diffusion import BETAS
+from fmdiff_helpers.schedules import Schedule
 
 BINS = 10  # ranges of t with a mean loss of their own
 
@@ -28,26 +30,40 @@ def by_time(loss: Tensor) -> dict[str, float | list[float]]:
 class Flow:
     """Follow straight paths from data to noise; the network is told the time t in [0, 1] as the number t * T.
 
-    `times` says which times it is trained on, see `draw_times`; `shift` moves them towards the noise.
+    `times` says which times it is trained on, see `draw_times`; `shift` moves them towards the noise. With a `schedule`
+    the network predicts v at its steps, as one of diffusion does, and `flow_of` makes the velocity from that.
     """
 
     where: torch.device
     T: int
     times: str = "uniform"
     shift: float = 1.0
+    schedule: Schedule | None = None
     shape = (1, 28, 28)
     kind = "denoiser"
 
     @classmethod
     def from_card(
-        cls, card: dict, device: torch.device | str = "cpu", *, T: int, times: str = "uniform", shift: float = 1.0
+        cls,
+        card: dict,
+        device: torch.device | str = "cpu",
+        *,
+        T: int,
+        times: str = "uniform",
+        shift: float = 1.0,
+        beta: str = "",
     ) -> "Flow":
-        """Build it from T=1000 and times="uniform"; ValueError for other `times`, or a `shift` of 0."""
+        """Build it from T=1000 and times="uniform"; `beta` names the schedule of a network that predicts v.
+
+        ValueError for other `times` or `beta`, or a `shift` of 0.
+        """
+        if beta and beta not in BETAS:
+            raise ValueError(f"beta is {beta!r}; expected one of {', '.join(BETAS)}")
         if times not in ("uniform", "logit_normal"):
             raise ValueError(f"times is {times!r}; expected uniform or logit_normal")
         if not shift:
             raise ValueError("shift is 0; expected a number above 0, where 1 leaves the times as they are")
-        return cls(torch.device(device), T, times, shift)
+        return cls(torch.device(device), T, times, shift, Schedule(BETAS[beta](T)).to(device) if beta else None)
 
     @property
     def device(self) -> torch.device:
@@ -80,7 +96,9 @@ class Flow:
         return by_time(self.loss(model, x0, y, t, eps))
 
     def at_times(self, model: Callable) -> Callable:
-        """Return a model, which is told t * T, as one that is told t; both may take a second time."""
+        """Return a network as a model of the velocity that is told t in [0, 1]; both may take a second time."""
+        if self.schedule is not None:
+            return flow_of(model, self.schedule)
         return lambda x, t, y=None, *r: model(x, t * self.T, y, *(each * self.T for each in r))
 
     def predictor(self, network: Callable) -> Callable:
@@ -104,9 +122,15 @@ class Flow:
 
 @dataclass(frozen=True)
 class TaughtFlow(Flow):
-    """What flows have in common that start with the weights of a trained one, their `teacher`."""
+    """What flows have in common that start with the weights of a trained network, their `teacher`, and learn from it.
+
+    With a `guide`, a weaker network, they learn from the teacher as it draws when it is led away from the guide
+    (autoguidance), by `guidance`.
+    """
 
     teacher: str = ""
+    guide: str = ""
+    guidance: float = 1.0
 
     @classmethod
     def from_card(
@@ -117,13 +141,16 @@ class TaughtFlow(Flow):
         T: int,
         times: str = "uniform",
         shift: float = 1.0,
+        beta: str = "",
         teacher: str = "",
+        guide: str = "",
+        guidance: float = 1.0,
     ) -> "TaughtFlow":
-        """Build it as `Flow` is, with the name of the `teacher`; ValueError where it is missing."""
+        """Build it as `Flow` is, with the names of `teacher` and `guide`; ValueError where the teacher is missing."""
         if not teacher:
-            raise ValueError("teacher is missing; expected the name of a trained flow")
-        flow = Flow.from_card(card, device, T=T, times=times, shift=shift)
-        return cls(flow.where, T, times, shift, teacher)
+            raise ValueError("teacher is missing; expected the name of a trained flow, or of a network that predicts v")
+        flow = Flow.from_card(card, device, T=T, times=times, shift=shift, beta=beta)
+        return cls(flow.where, T, times, shift, flow.schedule, teacher, guide, guidance)
 
 
 @dataclass(frozen=True)
@@ -149,20 +176,23 @@ class Reflow(TaughtFlow):
 class MeanFlow(TaughtFlow):
     """Learn the mean velocity between two times, which leads from noise to data in one jump, or in a few.
 
-    In half of the images the second time is the first, where the mean is the velocity itself. (Geng et al. 2025)
+    In a quarter of the images the second time is the first, where the mean is the velocity itself. `velocity` is that
+    of the teacher; without it, straight lines are. (Geng et al. 2025)
     """
+
+    velocity: Callable | None = None
 
     def draw(self, x0: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Draw the times t >= r (B,) and eps like x0 for a training step."""
         both = torch.stack([draw_times(len(x0), generator, x0.device, self.times) for _ in range(2)])
         r, t = shifted(both, self.shift).sort(dim=0).values
-        alike = torch.rand(len(x0), generator=generator, device=x0.device) < 0.5
+        alike = torch.rand(len(x0), generator=generator, device=x0.device) < 0.25
         return t, torch.where(alike, t, r), torch.randn(x0.shape, generator=generator, device=x0.device)
 
     def loss(self, model: Callable, x0: Tensor, y: Tensor | None, *drawn: Tensor) -> Tensor:
         """Return the loss of the mean velocity for each image, (B,)."""
         t, r, eps = drawn
-        return mean_flow_loss(self.at_times(model), x0, y, t, r, eps)
+        return mean_flow_loss(self.at_times(model), x0, y, t, r, eps, teacher=self.velocity)
 
     def validate(self, model: Callable, x0: Tensor, y: Tensor | None) -> dict:
         """Return the mean loss over evenly spread times, fixed second times and noise, and over ten ranges of t."""
@@ -170,7 +200,7 @@ class MeanFlow(TaughtFlow):
         t = ((torch.arange(len(x0)) + 0.5) / len(x0)).to(x0)
         r = t * torch.rand(len(x0), generator=generator).to(x0)
         eps = torch.randn(x0.shape, generator=generator).to(x0)
-        return by_time(mean_flow_loss(self.at_times(model), x0, y, t, r, eps, power=0.0))
+        return by_time(mean_flow_loss(self.at_times(model), x0, y, t, r, eps, 0.0, self.velocity))
 
     def sample(
         self, model: Callable, x: Tensor, generator: torch.Generator, num_steps: int | None = None, **options
