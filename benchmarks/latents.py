@@ -221,7 +221,7 @@ def measure_guidance(judge: Judge, split: str, rows: list[tuple[float, int, int]
 def measure_reported() -> None:
     """Measure on the test images what was chosen, with more images, too; and what the VAE allows."""
     judge = load_judge(split="test")
-    measure_guidance(judge, "test", [(2.0, 50, N), (2.0, 50, 10 * N), (2.0, 20, 10 * N)], "reported")
+    measure_guidance(judge, "test", [(2.5, 50, N)], "reported")
     limit = judge.limit(10 * N, load_autoencoder("latent_unet"), seeds_for("test"), kinds_of(judge))
     add("reported", {f"limit, {10 * N} images": mean_and_spread(limit)}, "test")
 
