@@ -123,7 +123,7 @@ def mean_flow_loss(
 def divergence(model: Callable, x: Tensor, t: Tensor, y: Tensor | None, directions: Tensor) -> Tensor:
     """Estimate the divergence of the velocity at x, (B,), from random signs `directions` (N, B, ...).
 
-    The mean of s . (J s) over directions s, where J is the derivative of the velocity. (Hutchinson 1990;
+    The mean of s . (J s) over directions s, where J is the derivative of the velocity. (Hutchinson 1989;
     Grathwohl et al. 2019, eq. 7)
     """
 
@@ -146,7 +146,7 @@ def log_likelihood(
     """Estimate the logarithm of the density, in nats, that a flow gives to data x0 (B, ...): (B,).
 
     Each x0 is carried to its noise; on the way the density changes by the divergence. The integral is taken by the
-    midpoint rule. (Chen et al. 2018, theorem 1; Song et al. 2021, eq. 39)
+    midpoint rule. (Chen et al. 2018, theorem 1; Y. Song et al. 2021, eq. 39)
     """
     x, change = x0, torch.zeros(len(x0), device=x0.device)
     for k in range(num_steps):

@@ -78,7 +78,7 @@ def steered(model: Callable, schedule: Schedule, attribute: Callable, target: fl
 
     `attribute` maps images (B, 1, H, W) in [-1, 1] to one number each, (B,), and has a gradient. `model` predicts the
     noise. The denoiser adds the gradient of a cost to it: `strength` nats times the squared error of the predicted x0.
-    (Dhariwal & Nichol 2021, algorithm 2, with the likelihood of Chung et al. 2023, eq. 10) Built in lesson 06.
+    (Dhariwal & Nichol 2021, algorithm 2, with the likelihood of Chung et al. 2023, eq. 11) Built in lesson 06.
     """
 
     @torch.enable_grad()

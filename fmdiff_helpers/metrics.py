@@ -92,7 +92,7 @@ def kernel_distance(a: Tensor, b: Tensor) -> float:
     """Return the kernel distance (the formula of the KID) of features a (N, d) and b (M, d).
 
     The squared maximum mean discrepancy with the kernel (x . y / d + 1)^3, estimated without bias from all pairs: 0 on
-    average for equal sources. (Binkowski et al. 2018, section 3.1) Built in lesson 08.
+    average for equal sources. (Binkowski et al. 2018, section 4) Built in lesson 08.
     """
 
     def kernel_sum(x: Tensor, y: Tensor) -> Tensor:

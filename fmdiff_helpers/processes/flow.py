@@ -177,7 +177,7 @@ class MeanFlow(TaughtFlow):
     """Learn the mean velocity between two times, which leads from noise to data in one jump, or in a few.
 
     In a quarter of the images the second time is the first, where the mean is the velocity itself. `velocity` is that
-    of the teacher; without it, straight lines are. (Geng et al. 2025)
+    of the teacher; without it, straight lines are. (Geng et al. 2025, who have r = t in three quarters and no teacher)
     """
 
     velocity: Callable | None = None
