@@ -120,6 +120,27 @@ def mean_flow_loss(
     return error / (error.detach() + 1e-3) ** power
 
 
+def shortcut_loss(
+    model: Callable, x0: Tensor, y: Tensor | None, t: Tensor, r: Tensor, eps: Tensor, teacher: Callable | None = None
+) -> Tensor:
+    """Return the loss of the mean velocity between the times r <= t (B,), for each image, (B,).
+
+    `model(xt, t, y, r)` predicts the mean velocity on the way from t to r. It should be the mean of those of the two
+    halves of the way, one after the other, which are constants for the gradient. Where r = t it should be the velocity:
+    that of a trained flow, the `teacher`, or without one that of a straight line. (Frans et al. 2025, section 3)
+    """
+    xt, alike = straight_path(x0, t, eps), t == r
+    with torch.no_grad():
+        middle = (t + r) / 2
+        first = model(xt, t, y, middle)
+        second = model(xt + spread_out(middle - t, xt) * first, middle, y, r)
+        target = (first + second) / 2
+        if alike.any():
+            known = None if y is None else y[alike]
+            target[alike] = teacher(xt[alike], t[alike], known) if teacher else (eps - x0)[alike]
+    return (model(xt, t, y, r) - target).square().flatten(1).mean(dim=1)
+
+
 def divergence(model: Callable, x: Tensor, t: Tensor, y: Tensor | None, directions: Tensor) -> Tensor:
     """Estimate the divergence of the velocity at x, (B,), from random signs `directions` (N, B, ...).
 

@@ -13,8 +13,8 @@ from fmdiff_helpers.cards import WeightsError, build, build_process, read_card
 from fmdiff_helpers.data import to_model
 from fmdiff_helpers.drawing import load_drawer
 from fmdiff_helpers.flow_samplers import sample_euler, sample_jumps
-from fmdiff_helpers.flows import flow_loss, flow_of, mean_flow_loss, straight_path
-from fmdiff_helpers.processes.flow import Flow, MeanFlow, Reflow
+from fmdiff_helpers.flows import flow_loss, flow_of, mean_flow_loss, shortcut_loss, straight_path
+from fmdiff_helpers.processes.flow import Flow, MeanFlow, Reflow, Shortcut
 from fmdiff_helpers.recipes import draw_pairs, new_card, start_from, train_network, training_parts
 from fmdiff_helpers.schedules import Schedule, cosine_beta
 from fmdiff_helpers.standin import draw_garments
@@ -26,7 +26,7 @@ UNET = {"channels": 2, "width": 8, "mults": [1], "patch": 1, "num_classes": 10}
 def card(process: str = "Flow", **arguments) -> dict:
     """Return the beginning of the card of a tiny network in the latent of a tiny VAE."""
     found = {"name": f"flow.{process}", "T": 1000} | arguments
-    network = UNET | ({"spans": True} if process == "MeanFlow" else {})
+    network = UNET | ({"spans": True} if process in ("MeanFlow", "Shortcut") else {})
     return new_card("denoiser", "unet.UNet", network, found, {"lr": 1e-3}, autoencoder="vae")
 
 
@@ -42,7 +42,7 @@ def model(x, t, y=None, *r):
 # What is drawn
 
 
-@pytest.mark.parametrize("process", [Flow, MeanFlow, Reflow])
+@pytest.mark.parametrize("process", [Flow, MeanFlow, Reflow, Shortcut])
 def test_a_process_draws_from_the_generator_alone(process):
     flow, x0, before = process(CPU, 1000), torch.empty(50, 2, 7, 7), torch.get_rng_state()
     one, same, other = (flow.draw(x0, generator(seed)) for seed in (0, 0, 1))
@@ -95,6 +95,8 @@ def test_reflow_learns_from_pairs_and_mean_flow_is_told_both_times_in_steps():
     assert_close(Reflow(CPU, 1000).loss(model, torch.cat([x0, eps], dim=1), None, t), expected)
     expected = mean_flow_loss(lambda x, t, y, r: model(x, 1000 * t, y, 1000 * r), x0, None, t, t / 3, eps)
     assert_close(MeanFlow(CPU, 1000).loss(model, x0, None, t, t / 3, eps), expected)
+    expected = shortcut_loss(lambda x, t, y, r: model(x, 1000 * t, y, 1000 * r), x0, None, t, t / 3, eps)
+    assert_close(Shortcut(CPU, 1000).loss(model, x0, None, t, t / 3, eps), expected)
 
 
 def test_with_a_schedule_the_network_predicts_v_at_its_steps():
@@ -126,7 +128,7 @@ def test_mean_flow_learns_the_velocity_of_its_teacher_led_away_from_its_guide(tm
     assert_close(loss(told, x, y, t, t / 2, eps), expected)
 
 
-@pytest.mark.parametrize("process", [Flow, MeanFlow, Reflow])
+@pytest.mark.parametrize("process", [Flow, MeanFlow, Reflow, Shortcut])
 def test_validation_is_the_same_each_time_and_its_bins_are_ranges_of_the_time(process):
     """A network whose error is larger at late times has larger errors in later bins."""
     x0 = torch.randn((200, 2, 3, 3), generator=generator())
@@ -186,7 +188,7 @@ def test_pairs_are_noise_and_what_the_teacher_makes_of_it_the_same_each_time(tea
     assert_close(x0, sample_euler(at_times, eps, recipes.PAIR_STEPS, labels, clip=math.inf), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("process", ["Flow", "Reflow", "MeanFlow"])
+@pytest.mark.parametrize("process", ["Flow", "Reflow", "MeanFlow", "Shortcut"])
 def test_a_network_is_trained_and_draws(monkeypatch, tmp_path, teacher, autoencoder, process):
     found = card(process, **({} if process == "Flow" else {"teacher": teacher}))
     data = draw_garments(2100, seed=0)
@@ -202,7 +204,7 @@ def test_a_network_is_trained_and_draws(monkeypatch, tmp_path, teacher, autoenco
     images = drawer.draw(4, 0, drawer.all_kinds(4))
     assert images.shape == (4, 1, 28, 28) and torch.equal(images, drawer.draw(4, 0, drawer.all_kinds(4)))
     x = torch.randn((4, 2, 7, 7), generator=generator())
-    sample = sample_jumps if process == "MeanFlow" else sample_euler
+    sample = sample_jumps if process in ("MeanFlow", "Shortcut") else sample_euler
     expected = drawer.decode(sample(drawer.process.at_times(model.eval()), x, 3, torch.arange(4), clip=math.inf))
     assert_close(images, expected.detach(), rtol=1e-4, atol=1e-5)
 

@@ -22,6 +22,7 @@ from fmdiff_helpers.flows import (
     log_likelihood,
     mean_flow_loss,
     shifted,
+    shortcut_loss,
     step_at,
     straight_path,
     times_of,
@@ -98,6 +99,26 @@ def test_the_velocity_of_one_line_has_the_gradient_of_the_mean_over_all_lines():
     assert slopes[0] == pytest.approx(slopes[1], abs=0.01)
 
 
+@pytest.mark.parametrize("taught", [True, False])
+def test_a_shortcut_is_the_mean_of_its_halves_and_where_there_is_no_way_the_velocity(taught):
+    """A model that is wrong in a known way: the target is its own answer for the halves, and for r = t the velocity."""
+    x0, eps = normal(6, 2), normal(6, 2, seed=1)
+    t, r = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.5, 0.4]).double(), torch.tensor([0.9, 0.2, 0.7, 0, 0.1, 0.4]).double()
+
+    def model(x, t, y, r):
+        return torch.sin(x) + t[:, None] - 2 * r[:, None]
+
+    x = straight_path(x0, t, eps)
+    middle = (t + r) / 2
+    first = model(x, t, None, middle)
+    second = model(x + (middle - t)[:, None] * first, middle, None, r)
+    velocity = 3 * x if taught else eps - x0
+    target = torch.where((t == r)[:, None], velocity, (first + second) / 2)
+    expected = (model(x, t, None, r) - target).square().mean(dim=1)
+    teacher = (lambda x, t, y: 3 * x) if taught else None
+    assert_close(shortcut_loss(model, x0, None, t, r, eps, teacher), expected, **EXACT)
+
+
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
 def test_the_mean_velocity_of_a_known_flow_has_no_loss_and_another_one_has(power):
     """Where data are one point c, all lines end there: velocity (x - c) / t, and its mean to any r is the same."""
@@ -113,6 +134,8 @@ def test_the_mean_velocity_of_a_known_flow_has_no_loss_and_another_one_has(power
 
     assert mean_flow_loss(right, x0, None, t, r, eps, power).abs().max() < 1e-12
     assert mean_flow_loss(wrong, x0, None, t, r, eps, power).min() > 1e-6
+    assert shortcut_loss(right, x0, None, t, r, eps).abs().max() < 1e-12
+    assert shortcut_loss(wrong, x0, None, t, t, eps).min() > 1e-6  # for r < t it is the flow of another velocity
 
 
 def test_the_target_of_the_mean_velocity_is_a_constant_with_the_slope_along_the_path():

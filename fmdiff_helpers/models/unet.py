@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from fmdiff_helpers.models.layers import TimeEmbedding, linear_attention
 from fmdiff_helpers.schedules import Schedule, cosine_beta
 
+SPAN = 100  # steps that count as one for the length of a jump: what a network says of jumps must change slowly with it
+
 
 class ResNetBlock(nn.Module):
     """Add two convolutions of x (B, C, H, W) to x; in between, time scales and shifts each channel. Built in lesson 03.
@@ -187,7 +189,7 @@ class UNet(nn.Module):
         """Return the prediction, shaped like x; with `spans`, r (B,) is the time where the way ends, by default t."""
         time = self.embed(x, t, y)
         if self.span is not None:
-            time = time + self.span(torch.zeros_like(t) if r is None else t - r)
+            time = time + self.span(torch.zeros_like(t) if r is None else (t - r) / SPAN)
         h = stem = self.stem(x)
         skips = []
         for *stages, halve in self.down:

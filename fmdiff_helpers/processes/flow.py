@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fmdiff_helpers.flow_samplers import sample_euler, sample_jumps
-from fmdiff_helpers.flows import flow_loss, flow_of, mean_flow_loss, shifted
+from fmdiff_helpers.flows import flow_loss, flow_of, mean_flow_loss, shifted, shortcut_loss
 from fmdiff_helpers.processes.diffusion import BETAS
 from fmdiff_helpers.schedules import Schedule
 
@@ -196,14 +196,32 @@ class MeanFlow(TaughtFlow):
 
     def validate(self, model: Callable, x0: Tensor, y: Tensor | None) -> dict:
         """Return the mean loss over evenly spread times, fixed second times and noise, and over ten ranges of t."""
+        t, r, eps = self.validation_draws(x0)
+        return by_time(mean_flow_loss(self.at_times(model), x0, y, t, r, eps, 0.0, self.velocity))
+
+    def validation_draws(self, x0: Tensor) -> tuple[Tensor, ...]:
+        """Return times t (B,), evenly spread, times r below them, and eps like x0; the same at each call."""
         generator = torch.Generator().manual_seed(0)
         t = ((torch.arange(len(x0)) + 0.5) / len(x0)).to(x0)
         r = t * torch.rand(len(x0), generator=generator).to(x0)
-        eps = torch.randn(x0.shape, generator=generator).to(x0)
-        return by_time(mean_flow_loss(self.at_times(model), x0, y, t, r, eps, 0.0, self.velocity))
+        return t, r, torch.randn(x0.shape, generator=generator).to(x0)
 
     def sample(
         self, model: Callable, x: Tensor, generator: torch.Generator, num_steps: int | None = None, **options
     ) -> Tensor:
         """Walk from noise x (B, ...) to samples in jumps, one if not said; `generator` is not used."""
         return sample_jumps(self.at_times(model), x, num_steps or 1, **options)
+
+
+@dataclass(frozen=True)
+class Shortcut(MeanFlow):
+    """Learn the mean velocity between two times, too, but from the two halves of the way. (Frans et al. 2025)"""
+
+    def loss(self, model: Callable, x0: Tensor, y: Tensor | None, *drawn: Tensor) -> Tensor:
+        """Return the loss of the mean velocity for each image, (B,)."""
+        t, r, eps = drawn
+        return shortcut_loss(self.at_times(model), x0, y, t, r, eps, self.velocity)
+
+    def validate(self, model: Callable, x0: Tensor, y: Tensor | None) -> dict:
+        """Return the mean loss over evenly spread times, fixed second times and noise, and over ten ranges of t."""
+        return by_time(self.loss(model, x0, y, *self.validation_draws(x0)))
