@@ -230,7 +230,7 @@ def sample_dps(
     num_steps: int | None = None,
     y: Tensor | None = None,
     clip: float = 1.0,
-    strength: float = 1.0,
+    strength: float = 2.0,
     watch: Callable[[Step], None] | None = None,
     progress: bool = False,
 ) -> Tensor:
@@ -243,7 +243,7 @@ def sample_dps(
     """
     check_seen(measurement, x, seen)
     if not 0 <= strength < math.inf:
-        raise ValueError(f"strength is {strength!r}; expected 0 (seen does not count) or more, such as 1.0")
+        raise ValueError(f"strength is {strength!r}; expected 0 (seen does not count) or more, such as 2.0")
     steps, chain = respace(schedule, num_steps)
     for k in tqdm(reversed(range(chain.T)), total=chain.T, leave=False, disable=not progress):
         eps_hat, x0_hat, slope = look_and_compare(model, x, k, steps, chain, y, clip, measurement, seen)
