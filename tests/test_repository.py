@@ -51,7 +51,7 @@ FLOORS = [
     {"drawing", "processes", "train", "repair"},
     {"recipes", "latent_paths", "leaderboard", "results", "controls"},
     {"latent_plots", "explorer", "evaluation"},
-    {"explorers", "cli"},
+    {"explorers", "repair_explorer", "cli"},
 ]
 
 
