@@ -29,6 +29,7 @@ from fmdiff_helpers.repair import (
     sample_repaint,
     sample_replacing,
     sample_sdedit,
+    seen_before,
 )
 from fmdiff_helpers.samplers import respace, sample_ddpm
 from fmdiff_helpers.schedules import Schedule, cosine_beta
@@ -204,6 +205,14 @@ def test_rectified_pictures_keep_what_is_not_seen_of_them(what):
 
 
 # One step of each
+
+
+@pytest.mark.parametrize("k", [0, 1, 25, 49])
+def test_what_is_put_in_has_the_noise_of_the_step_before(k):
+    """a s + b A eps; at the end there is no noise left."""
+    seen, eps = LEFT.apply(normal(3, 1, 1, 2)), normal(3, 1, 1, 2, seed=1)
+    a, b = scales(k - 1, COSINE)
+    assert_close(seen_before(k, LEFT, seen, eps, COSINE), LEFT.keep * (a * seen + b * eps), **EXACT)
 
 
 def watched(name, measurement=LEFT, model=guess, **options):
