@@ -8,12 +8,20 @@ from torch.testing import assert_close
 
 pytest.importorskip("diffusers")
 
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    RePaintScheduler,
+)
 from diffusers.training_utils import compute_snr
 
-from fmdiff_helpers.diffusion import add_noise, posterior, velocity
+from fmdiff_helpers.diffusion import add_noise, forward_step, posterior, velocity, x0_from_eps
 from fmdiff_helpers.flow_samplers import even_times, sample_dpm, sample_euler
+from fmdiff_helpers.measurements import Mask
 from fmdiff_helpers.metrics import frechet_distance, kernel_distance
+from fmdiff_helpers.repair import rectify, seen_before, step_back
 from fmdiff_helpers.samplers import respace, sample_ddim, sample_ddpm, trailing
 from fmdiff_helpers.schedules import Schedule, cosine_beta, linear_beta, quadratic_beta, sigmoid_beta
 
@@ -231,3 +239,25 @@ def test_samplers_of_flows(name, num_steps):
         now = torch.full((3,), theirs.sigmas[k].item(), dtype=torch.float64)
         expected = theirs.step(curved(expected, now), t, expected, return_dict=False)[0].double()
     assert_close(ours(curved, x, num_steps, clip=math.inf), expected, rtol=1e-5, atol=1e-5)
+
+
+@some_t
+def test_a_step_of_repaint_down_and_up(t):
+    """Theirs uses the noise of the unknown pixels once more for the known ones."""
+    ours = Schedule(cosine_beta(T))
+    theirs = RePaintScheduler(T, eta=1.0, clip_sample=False)
+    theirs.alphas_cumprod, theirs.betas = ours.alpha_bar, ours.beta
+    theirs.set_timesteps(T, jump_length=1, jump_n_sample=1)
+    xt, eps_hat, x0 = images(0), images(1), images(2)
+    keep = torch.arange(16).reshape(4, 4) % 3 == 0
+
+    noise = torch.randn(xt.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    expected = theirs.step(eps_hat, t, xt, x0, keep.double(), torch.Generator().manual_seed(7)).prev_sample
+    x0_hat = x0_from_eps(xt, torch.tensor([t]), eps_hat, ours)
+    step = step_back(xt, t, torch.arange(T), ours, x0_hat, eps_hat, torch.Generator())
+    mean, variance = posterior(x0_hat, xt, torch.tensor([t]), ours)
+    assert_close(step.x_prev, mean + step.noise, **EXACT)
+    seen = seen_before(t, Mask(keep), Mask(keep).apply(x0), noise, ours)
+    assert_close(rectify(mean + variance.sqrt() * noise, Mask(keep), seen), expected, **EXACT)
+    up = theirs.undo_step(xt, t, torch.Generator().manual_seed(7))
+    assert_close(forward_step(xt, torch.tensor([t]), noise, ours), up, **EXACT)

@@ -20,7 +20,19 @@ MODULES = sorted((ROOT / "fmdiff_helpers").rglob("*.py"))
 
 # From the ground to the roof: a module may import those on floors below it, and none beside or above it.
 FLOORS = [
-    {"dials", "lab", "ticks", "standin", "schedules", "tiling", "filmstrip", "reports", "batching", "cards"},
+    {
+        "dials",
+        "lab",
+        "ticks",
+        "standin",
+        "schedules",
+        "measurements",
+        "tiling",
+        "filmstrip",
+        "reports",
+        "batching",
+        "cards",
+    },
     {"data", "checkpoints", "diffusion", "endings", "flows", "images", "plots", "alt_text", "models"},
     {
         "start",
@@ -36,10 +48,10 @@ FLOORS = [
         "unet_plots",
         "planes",
     },
-    {"drawing", "processes", "train"},
+    {"drawing", "processes", "train", "repair"},
     {"recipes", "latent_paths", "leaderboard", "results", "controls"},
     {"latent_plots", "explorer", "evaluation"},
-    {"explorers", "flow_explorer", "cli"},
+    {"explorers", "flow_explorer", "repair_explorer", "cli"},
 ]
 
 
