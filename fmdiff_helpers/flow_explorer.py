@@ -39,4 +39,4 @@ class FewStepsExplorer(Explorer):
         """Return the garments that each sampler draws with `numbers[t]` evaluations at most."""
         calls = self.numbers[t]
         images: dict[str, Tensor] = {name: draw(self.x, calls, self.y) for name, draw in self.samplers.items()}
-        return {"kind": label_frame(CLASS_NAMES)} | tiles(images, columns=1), f"{calls:3d} calls of the network"
+        return {"kind": label_frame(CLASS_NAMES)} | tiles(images, columns=1), f"at most {calls} calls of the network"
