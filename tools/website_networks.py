@@ -3,10 +3,11 @@
 python tools/website_networks.py FOLDER     writes one file for each part of each network
 
 Needs the dependency group `site`. An export takes seconds, so it is kept beside the page's scripts until the weights,
-the versions or this script change.
+the versions or the code of the export change.
 """
 
 import hashlib
+import inspect
 import sys
 import warnings
 from collections.abc import Callable
@@ -34,7 +35,7 @@ NETWORKS = {
     },
     "latent_unet": {
         "title": "Latent U-Net",
-        "about": "Works on 4 x 7 x 7 numbers, which a decoder turns into a picture: four times as fast.",
+        "about": "Works on 4 x 7 x 7 numbers, which a decoder turns into a picture: two to three times as fast.",
         "guidance": "How far it is led away from a weaker network, of the same shape but hardly trained: 0 draws as "
         "that one, 1 as itself.",
         "guide": "latent_unet_unit_1",
@@ -106,7 +107,7 @@ def halve(model) -> bytes:
 
 def export(name: str, build: Callable[[], tuple[nn.Module, dict[str, Tensor]]]) -> bytes:
     """Return a published network as an ONNX file; `build` returns what to export, and inputs for a batch of two."""
-    made_by = [Path(__file__).read_text(encoding="utf-8"), read_card(name)["sha256"]]
+    made_by = [read_card(name)["sha256"], *map(inspect.getsource, (Denoiser, Decoder, to_onnx, halve))]
     try:
         made_by += [metadata.version(package) for package in ("torch", "onnx", "onnxscript")]
     except metadata.PackageNotFoundError as error:
