@@ -24,7 +24,7 @@ function giveUp(reason) {
 function fallBack(reason) {
   if (byId("provider").value === "wasm" && build === "wasm") return giveUp(`The networks did not start (${reason}).`);
   if (byId("provider").value === "wasm") build = "wasm";
-  else byId("provider-hint").textContent = `This browser cannot compute on a graphics card (${reason}).`;
+  else byId("provider-hint").textContent = "This browser found no graphics card that it may compute on.";
   byId("provider").value = "wasm";
   ask();
 }
