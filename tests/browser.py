@@ -1,4 +1,4 @@
-"""Drive a real JupyterLab in a headless Chromium: shared by the browser test and by benchmarks/players.py."""
+"""Drive a headless Chromium, and in it a real JupyterLab: shared by the browser tests and by benchmarks/players.py."""
 
 import contextlib
 import json
@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from playwright.sync_api import Locator, Page, sync_playwright
 
@@ -55,6 +56,27 @@ def chromium(width: int = 1280, height: int = 1400):
         browser = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
         yield browser.new_page(viewport={"width": width, "height": height})
         browser.close()
+
+
+@contextlib.contextmanager
+def visitor(address: str, **size):
+    """A page of a browser that reaches this server only; at the end no other host was asked, no script complained."""
+    with chromium(**size) as page:
+        page.set_default_timeout(300_000)
+        complaints = []
+
+        def answer(route):
+            if urlsplit(route.request.url).netloc == urlsplit(address).netloc:
+                return route.continue_()
+            complaints.append(route.request.url)
+            return route.abort()
+
+        page.route(lambda url: not url.startswith("data:"), answer)
+        page.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("response", lambda got: complaints.append(f"{got.status} {got.url}") if got.status >= 400 else None)
+        yield page
+        assert not complaints, complaints
 
 
 def free_port() -> int:

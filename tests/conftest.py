@@ -1,11 +1,15 @@
 """What every test shares: one absolute FMDIFF_DATA, and the real dataset where there is one."""
 
+import functools
+import http.server
 import os
 import re
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 # `pytest -n 2` runs two tests at once: each takes its share of the cores, kernels and commands that it starts included.
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
@@ -75,3 +79,31 @@ def on_the_processor():
         patch.setattr(run, "best_precision", lambda: "no")
         yield
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory):
+    """The site, built once for all workers."""
+    import website  # takes seconds, too
+
+    workers = os.environ.get("PYTEST_XDIST_WORKER")
+    base = tmp_path_factory.getbasetemp()
+    target = (base.parent if workers else base) / "fmdiff-site"  # each worker has a folder in the run's own
+    with FileLock(f"{target}.lock"):
+        if not target.exists():
+            website.build(target)
+    return target
+
+
+@pytest.fixture(scope="session")
+def address(site):
+    """Where a plain server for files shows the site."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=site)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()

@@ -1,16 +1,13 @@
 """The site that `make site` writes: its links and texts; and in a browser, to which no other host answers."""
 
-import contextlib
 import functools
-import http.server
 import itertools
 import json
-import os
 import posixpath
 import re
 import shutil
-import threading
-from urllib.parse import unquote, urlsplit
+from importlib.util import find_spec
+from urllib.parse import unquote
 
 import colab
 import nbformat
@@ -18,15 +15,14 @@ import pytest
 import website
 import website_html
 import website_words
-from browser import CHROMIUM, chromium
+from browser import CHROMIUM, chromium, visitor
 from bs4 import BeautifulSoup
-from filelock import FileLock
 
 AXE = website.MODULES / "axe-core/axe.min.js"
 PATHS = sorted(
     website.page_paths(website.lesson_rows(website.readme_parts(website.README.read_text("utf-8"))["Lessons"])).values()
 )
-PATHS += ["words.html", "search.html"]
+PATHS += ["words.html", "search.html", "draw.html"]
 LESSONS = [path for path in PATHS if path.startswith("lessons/")]
 SERIOUS = """async options => {
   const { violations } = await axe.run(document, { resultTypes: ["violations"], ...options });
@@ -41,21 +37,10 @@ THIN = """() => {
 }"""
 
 needs_node = pytest.mark.skipif(
-    not (shutil.which("node") and AXE.exists()), reason="needs node, npm and `make site`, which installs KaTeX and axe"
+    not (shutil.which("node") and AXE.exists() and find_spec("onnxscript")),
+    reason="needs node, npm, the dependency group `site`, and `make site`, which installs KaTeX and axe",
 )
 in_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
-
-
-@pytest.fixture(scope="session")
-def site(tmp_path_factory):
-    """The site, built once for all workers."""
-    workers = os.environ.get("PYTEST_XDIST_WORKER")
-    base = tmp_path_factory.getbasetemp()
-    target = (base.parent if workers else base) / "fmdiff-site"  # each worker has a folder in the run's own
-    with FileLock(f"{target}.lock"):
-        if not target.exists():
-            website.build(target)
-    return target
 
 
 @functools.cache
@@ -93,8 +78,9 @@ def test_nothing_is_loaded_from_elsewhere_and_no_page_names_a_machine(site):
             assert address.startswith("data:image/") or not is_outside(address), f"{path}: {address[:80]}"
     for file in {*site.rglob("*.css"), *site.rglob("*.js")} - {site / "assets/search-index.js"}:  # which is data
         text = file.read_text(encoding="utf-8")
+        own = r"fetch\(new URL\(path, import\.meta\.url\)\)"  # what lies beside the script
         assert not re.search(
-            r"@import|url\(['\"]?(\w+:|//)|\bfetch\(|XMLHttpRequest|https?://(?!www\.w3\.org/)", text
+            rf"@import|url\(['\"]?(\w+:|//)|(?!{own})\bfetch\(|XMLHttpRequest|https?://(?!www\.w3\.org/)", text
         ), file
     for file in [*site.rglob("*.html"), site / "assets/search-index.js"]:
         text = re.sub(r"data:image/png;base64,[\w+/=]+", "", file.read_text(encoding="utf-8"))
@@ -254,41 +240,6 @@ def test_a_term_comes_with_the_sentence_that_introduces_it(paragraph, expected):
     assert website_words.sentence(element, element.strong) == expected
 
 
-@pytest.fixture(scope="session")
-def address(site):
-    """Where a plain server for files shows the site."""
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *args):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=site)) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
-
-
-@contextlib.contextmanager
-def visitor(address, **size):
-    """A browser that reaches this server only; at the end, no other host was asked and no script complained."""
-    with chromium(**size) as page:
-        page.set_default_timeout(300_000)
-        complaints = []
-
-        def answer(route):
-            if urlsplit(route.request.url).netloc == urlsplit(address).netloc:
-                return route.continue_()
-            complaints.append(route.request.url)
-            return route.abort()
-
-        page.route(lambda url: not url.startswith("data:"), answer)
-        page.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("response", lambda got: complaints.append(f"{got.status} {got.url}") if got.status >= 400 else None)
-        yield page
-        assert complaints == []
-
-
 def check_films(page):
     """Each Filmstrip of a page stands still at first, and changes its pictures when its slider moves."""
     for film in page.locator("figure.fmdiff-film").all():
@@ -326,6 +277,8 @@ def test_pages_are_alive_and_accessible_and_ask_no_other_host(address, paths):
         page.emulate_media(reduced_motion="reduce")
         for path in paths:
             page.goto(address + path)
+            if path == "draw.html":
+                page.wait_for_selector("form[data-drawn]")
             assert page.evaluate("document.getAnimations().length") == 0
             check_films(page)
             assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{path} scrolls sideways"

@@ -19,13 +19,13 @@ from string import Template
 
 import colab
 import nbformat
+from website_draw import draw_page
 from website_front import costs, front_page, lesson_rows, readme_parts
-from website_html import ASSETS, MARK, Formulas, Page, PageRenderer, code_cell, output, plain, relative
+from website_html import ASSETS, MARK, MODULES, Formulas, Page, PageRenderer, code_cell, output, plain, relative
 from website_words import search_index, words_page
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-MODULES = ASSETS / "node_modules"
 TEMPLATE = Template((ASSETS / "page.html").read_text(encoding="utf-8"))
 SCRIPTS = ("style.css", "page.js", "search.js", "icon.svg")
 SEARCH = """<h1 id="search">Search</h1>
@@ -150,12 +150,8 @@ def all_pages(formulas: Formulas, kept: dict[str, bytes]) -> dict[str, str]:
     documents = [text_page(source, paths, formulas) for source in sources]
     words, missing = words_page(lessons, formulas)
     pages = [front, *lessons, *documents, words, Page("search.html", "Search", SEARCH, [(1, "Search", "search")])]
-    links = {"index.html#lessons": "Lessons", "words.html": "Symbols and terms"}
-    if (ASSETS / "draw.html").exists():
-        pages.append(Page("draw.html", "Draw", (ASSETS / "draw.html").read_text(encoding="utf-8"), []))
-        links["draw.html"] = "Draw"
-        way = '<p class="ways">'
-        front.body = front.body.replace(way, f'{way}<a href="draw.html">Draw in this page</a> ', 1)
+    pages.append(draw_page(kept))
+    links = {"index.html#lessons": "Lessons", "words.html": "Symbols and terms", "draw.html": "Draw"}
     if missing:
         print(f"In words.toml, but in no lesson: {', '.join(missing)}")
     index = search_index([*lessons, *documents, words], formulas)
@@ -165,10 +161,16 @@ def all_pages(formulas: Formulas, kept: dict[str, bytes]) -> dict[str, str]:
 
 def install_modules() -> None:
     """Install what package-lock.json fixes, unless it is there already."""
-    if (MODULES / "katex").exists():
+    packages = json.loads((ASSETS / "package-lock.json").read_text(encoding="utf-8"))["packages"]
+
+    def is_there(name: str) -> bool:
+        file = ASSETS / name / "package.json"
+        return file.exists() and json.loads(file.read_text(encoding="utf-8"))["version"] == packages[name]["version"]
+
+    if all(map(is_there, filter(None, packages))):
         return
     if not all(map(shutil.which, ("node", "npm"))):
-        raise SystemExit("The formulas need node and npm: install them, for example by `apt-get install nodejs npm`.")
+        raise SystemExit("The site needs node and npm: install them, for example by `apt-get install nodejs npm`.")
     subprocess.run(["npm", "ci", "--no-audit", "--no-fund", "--loglevel=error"], cwd=ASSETS, check=True)
 
 

@@ -85,7 +85,8 @@ def front_page(parts: dict[str, str], lessons: list[Page], texts: PageRenderer, 
         f'<div class="first">{short_film(films[0])}</div>' if films else "",
         texts.render("\n\n".join(words)),
         '<p class="ways">'
-        f'<a href="{lessons[0].path}">Read lesson {lessons[0].number}</a> <a href="#start">How to start</a></p>',
+        f'<a href="{lessons[0].path}">Read lesson {lessons[0].number}</a> <a href="draw.html">Draw in the browser</a> '
+        '<a href="#start">How to start</a></p>',
         texts.render("## Lessons"),
         f'<ol class="lessons">{"".join(card(lesson, texts) for lesson in lessons)}</ol>',
         texts.render(notes),

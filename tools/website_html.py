@@ -21,6 +21,7 @@ from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
 ASSETS = Path(__file__).parent / "website"
+MODULES = ASSETS / "node_modules"  # what package-lock.json fixes, once `make site` has installed it
 MARK = re.compile("\ue000(\\d+)\ue001")  # characters for private use, which no text holds
 MARK_AND_POINT = re.compile(f"{MARK.pattern}([,.;:?!)]*)")
 SHORT = 40  # characters of a formula that stays in one line with the comma behind it
