@@ -20,7 +20,8 @@ MODULES = sorted((ROOT / "fmdiff_helpers").rglob("*.py"))
 
 # From the ground to the roof: a module may import those on floors below it, and none beside or above it.
 FLOORS = [
-    {"dials", "lab", "ticks", "standin", "schedules", "tiling", "filmstrip", "reports", "batching", "cards"},
+    {"dials", "lab", "ticks", "standin", "schedules", "tiling", "filmstrip", "reports", "batching", "entries"},
+    {"cards"},
     {"data", "checkpoints", "diffusion", "endings", "flows", "images", "plots", "alt_text", "models"},
     {
         "start",
@@ -28,6 +29,7 @@ FLOORS = [
         "export",
         "flow_samplers",
         "metrics",
+        "pictures",
         "samplers",
         "guidance",
         "run",
@@ -36,9 +38,10 @@ FLOORS = [
         "unet_plots",
         "planes",
     },
-    {"drawing", "processes", "train"},
-    {"recipes", "latent_paths", "leaderboard", "results", "controls"},
+    {"drawing", "processes", "train", "picture_reports"},
+    {"recipes", "picture_judge", "latent_paths", "leaderboard", "results", "controls"},
     {"latent_plots", "explorer", "evaluation"},
+    {"showing", "picture_evaluation"},
     {"explorers", "cli"},
 ]
 
