@@ -159,13 +159,14 @@ def train(
         check_unused({"--size": size, "--grey": grey or None}, "Fashion-MNIST, without --images")
     else:
         from fmdiff_helpers.picture_reports import pictures_to_train
+        from fmdiff_helpers.pictures import fitting_batch
 
         check_choice("a network for pictures of your own", name, list(OWN))
         check_outside(folder, images)
         with plain_errors():
             options["own"] = pictures_to_train(images, size, grey)
         epoch = len(options["own"].part("train")[0])
-        batch_size = min(batch_size, epoch)
+        batch_size = fitting_batch(options["own"], batch_size)
     changes = {"batch_size": batch_size, "seed": seed} | profiles(name)[profile]
     if epochs is not None:
         changes["steps"] = max(1, round(epochs * epoch / batch_size))
@@ -243,38 +244,42 @@ def sample(
 
 @app.command("show")
 def show_latent(
-    what: Annotated[str, typer.Argument(help="One of reconstructions, latents, path and loop.")],
+    what: Annotated[str, typer.Argument(help="One of reconstructions, latents, path, loop and nearest.")],
     name: Network,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="WHAT.png if left out, loop.gif for a loop.")] = None,
     label: Annotated[str | None, typer.Option(help="For path and loop: a garment, Dress if left out.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, max=2**32, help="For path and loop: which chain.")] = None,
-    steps: Annotated[
-        int | None, typer.Option(help="For path and loop: steps of DDIM, 20 if left out, or all of fewer.")
-    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**32, help="For path, loop and nearest: which.")] = None,
+    steps: Annotated[int | None, typer.Option(help="How many. For path and loop at most 20 if left out.")] = None,
     tsne: Annotated[bool, typer.Option("--tsne", help="For latents: t-SNE instead of PCA.")] = False,
+    images: Images = None,
 ) -> None:
-    """Draw what happens in the latent space of an autoencoder, or of a denoiser of latents.
+    """Draw what happens in the latent space of an autoencoder, or of a denoiser of latents; or what samples are near.
 
     reconstructions: garments, what the autoencoder makes of them, and the difference. latents: a map of the test
     images. path: one chain from noise, and its path on the map. loop: a garment to noise and back, a .gif or .webp.
+    nearest: ten samples of any network that draws, and below each the nearest training picture, with the distance.
     """
     from fmdiff_helpers.cards import class_name, read_card
 
     of_chains = what in ("path", "loop")
-    check_choice("what to show", what, ["reconstructions", "latents", "path", "loop"])
+    check_choice("what to show", what, ["reconstructions", "latents", "path", "loop", "nearest"])
     out = out or Path("loop.gif" if what == "loop" else f"{what}.png")
     check_choice("the ending of --out", out.suffix.lower(), [".gif", ".webp"] if what == "loop" else [".png"])
     check_place(out, folder=False)
-    unused = {} if of_chains else {"--label": label, "--seed": seed, "--steps": steps}
+    unused = {} if of_chains else {"--label": label}
+    unused |= {"--images": images} if what != "nearest" else {}
+    unused |= {"--seed": seed, "--steps": steps} if what in ("reconstructions", "latents") else {}
     check_unused(unused | ({} if what == "latents" else {"--tsne": tsne or None}), what)
-    from fmdiff_helpers.showing import show_chain, show_images
+    from fmdiff_helpers.showing import show_chain, show_images, show_nearest
 
     with plain_errors():
         card = read_card(name)
-        if not card["autoencoder"] and (of_chains or card["kind"] != "autoencoder"):
+        if what == "nearest":
+            show_nearest(name, out, images, seed or 0, steps)
+        elif not card["autoencoder"] and (of_chains or card["kind"] != "autoencoder"):
             known = "a denoiser of latents" + ("" if of_chains else ", or an autoencoder")
             raise ValueError(f"{name!r} ({class_name(card)}) has no {what} to show; name {known}")
-        if of_chains:
+        elif of_chains:
             show_chain(what, name, out, label, seed or 0, steps)
         else:
             show_images(what, name, out, tsne)

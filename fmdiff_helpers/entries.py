@@ -89,8 +89,8 @@ def check_data(data: Any) -> None:
     is_right = isinstance(kinds, list) and len(kinds) <= MOST_KINDS and len({*map(str, kinds)}) == len(kinds)
     expect("data: kinds", kinds, is_right, f"a list of at most {MOST_KINDS} different names")
     for name in (data["pictures"], *kinds):
-        is_right = isinstance(name, str) and 0 < len(name) <= 255 and "/" not in name
-        expect("data: a name", name, is_right, "a text of 1 to 255 characters, without a slash")
+        is_right = isinstance(name, str) and 0 < len(name) <= 255 and "/" not in name and name.isprintable()
+        expect("data: a name", name, is_right, "a text of 1 to 255 characters that can be printed, without a slash")
     check_sha256("data: sha256", data["sha256"])
 
 

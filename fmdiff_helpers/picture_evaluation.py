@@ -10,61 +10,47 @@ from fmdiff_helpers.batching import this_process
 from fmdiff_helpers.cards import WeightsError, build_process, find_weights, read_card
 from fmdiff_helpers.checkpoints import load_pretrained
 from fmdiff_helpers.drawing import load_drawer
-from fmdiff_helpers.entries import describe_pictures, image_shape, own_pictures
+from fmdiff_helpers.entries import own_pictures
 from fmdiff_helpers.evaluation import describe_seeded, print_json
 from fmdiff_helpers.metrics import mean_and_spread
 from fmdiff_helpers.models.encoder import Encoder
 from fmdiff_helpers.picture_judge import PictureJudge
-from fmdiff_helpers.pictures import Pictures, read_pictures
-from fmdiff_helpers.recipes import train_network
+from fmdiff_helpers.pictures import Pictures, fitting_batch, read_same
+from fmdiff_helpers.recipes import profiles, train_network
 from fmdiff_helpers.reports import describe_request, describe_seeds, evaluation_table
 
 LEAST_COMPARED = 50  # held-out pictures: fewer say too little about how pictures are distributed
 USUAL_NUMBER = 1000  # of images for each seed, where there are as many training pictures
 
 
-def check_same(name: str, card: dict, place: Path) -> Pictures:
-    """Return the pictures at a place; ValueError unless a network was trained on just these."""
-    about = own_pictures(card)
-    if about is None:
-        raise ValueError(f"{name!r} was not trained on pictures of your own; leave --images out")
-    channels, height, _ = image_shape(card)
-    pictures = read_pictures(place, height, grey=channels == 1)
-    now = pictures.entry()
-    if now["sha256"] != about["sha256"]:
-        raise ValueError(
-            f"{name!r} was trained on {describe_pictures(about)}, and {str(place)!r} holds {describe_pictures(now)}; "
-            "name the pictures that it was trained on, unchanged"
-        )
-    return pictures
-
-
-def is_finished(folder: Path) -> bool:
-    """Tell whether the training in a folder took all its steps."""
+def recipe_of_judge(folder: Path, pictures: Pictures) -> dict | None:
+    """Return the recipe of the encoder in a folder, None if there is none yet; ValueError if it knows others."""
     try:
         card = read_card(folder)
     except WeightsError:
-        return False
-    return bool(card.get("history")) and card["history"][-1]["step"] >= card["recipe"].get("steps", 0)
+        return None
+    if card["kind"] != "encoder" or (own_pictures(card) or {}).get("sha256") != pictures.sha256:
+        raise ValueError(f"--judge is {folder}, which holds no encoder of these pictures; name another folder")
+    return card["recipe"]
 
 
 def find_judge(folder: Path, pictures: Pictures) -> Encoder | None:
-    """Return the encoder in a folder, trained there first if needed; None if the held-out pictures are too few.
+    """Return the encoder in a folder, trained there to its end if needed; None if too few pictures are held out.
 
     ValueError if there is another network, or one of other pictures; KeyboardInterrupt if its training is stopped.
     """
     if pictures.held_out < LEAST_COMPARED:
         return None
-    if not is_finished(folder):
+    recipe = recipe_of_judge(folder, pictures)
+    if recipe is None:
+        recipe = profiles("encoder")["full"] | {"batch_size": fitting_batch(pictures, 128)}
         if this_process().is_main_process:
             print(f"First an encoder, which measures, is trained on the pictures, in {folder}.", file=sys.stderr)
-        batch_size = min(128, len(pictures.part("train")[0]))
-        train_network("encoder", folder, own=pictures, batch_size=batch_size)
-        if not is_finished(folder):
-            raise KeyboardInterrupt
-    card = read_card(folder)
-    if card["kind"] != "encoder" or (own_pictures(card) or {}).get("sha256") != pictures.entry()["sha256"]:
-        raise ValueError(f"--judge is {folder}, which holds no encoder of these pictures; name another folder")
+    elif not (folder / "checkpoint.pt").exists():
+        return load_pretrained(folder, this_process().device)
+    _, history = train_network("encoder", folder, own=pictures, **recipe)  # nothing is left to do if it has ended
+    if history[-1]["step"] < recipe["steps"]:
+        raise KeyboardInterrupt
     return load_pretrained(folder, this_process().device)
 
 
@@ -108,7 +94,7 @@ def evaluate_on_pictures(
         card = read_card(name)
         if not build_process(card).max_steps:
             raise ValueError(f"{name!r} draws nothing; name a network that draws, and an encoder as its --judge")
-        pictures = check_same(name, card, place)
+        pictures = read_same(name, card, place)
         n, drawer = check_number(n, pictures), load_drawer(name, steps, guidance, guide, interval, device, eta)
         encoder = find_judge(judge or find_weights(name).parent / "judge", pictures)
         measuring = PictureJudge(pictures, split, encoder)

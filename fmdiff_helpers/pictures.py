@@ -10,6 +10,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,8 +20,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from fmdiff_helpers.batching import shows_bars
-from fmdiff_helpers.entries import MOST_KINDS, MOST_PIXELS
+from fmdiff_helpers.batching import shows_bars, this_process
+from fmdiff_helpers.entries import MOST_KINDS, MOST_PIXELS, describe_pictures, image_shape, own_pictures
 from fmdiff_helpers.images import read_arrays, type_name, type_problem
 
 # Ending -> format. Pillow knows more, but some of them run other programs.
@@ -91,18 +92,23 @@ class Pictures:
         }[split]
         return self.images[chosen], self.labels[chosen]
 
+    @cached_property
+    def sha256(self) -> str:
+        """Return the sha256 of all pixels and labels, their shape and the names of the kinds."""
+        digest = hashlib.sha256(json.dumps([self.images.shape[1:], self.kinds]).encode())
+        for part in (self.images, self.labels):
+            digest.update(part.numpy().tobytes())
+        return digest.hexdigest()
+
     def entry(self) -> dict:
         """Return what a card says of these pictures, as `entries` explains it."""
-        shape = list(self.images.shape[1:])
-        about = json.dumps([shape, self.kinds]).encode()
-        content = b"".join(part.numpy().tobytes() for part in (self.images, self.labels))
         return {
             "pictures": self.name,
             "number": len(self.images),
             "held_out": self.held_out,
-            "shape": shape,
+            "shape": list(self.images.shape[1:]),
             "kinds": list(self.kinds),
-            "sha256": hashlib.sha256(about + content).hexdigest(),
+            "sha256": self.sha256,
         }
 
 
@@ -122,9 +128,20 @@ def check_enough(pictures: Pictures) -> None:
         )
 
 
+def fitting_batch(pictures: Pictures, batch_size: int) -> int:
+    """Return a batch size, or a smaller one if there are fewer training pictures, which all processes can share."""
+    n = len(pictures.part("train")[0])
+    return min(batch_size, n - n % this_process().num_processes)
+
+
 def name_of(place: Path | str) -> str:
     """Return what a card calls pictures: the last part of the way to their folder or file."""
-    return Path(place).resolve().name or "pictures"
+    return printable(Path(place).resolve().name) or "pictures"
+
+
+def printable(name: str) -> str:
+    """Return a name of a file with "?" for what a terminal cannot show, or would obey."""
+    return "".join(letter if letter.isprintable() else "?" for letter in name)
 
 
 def is_hidden(name: str) -> bool:
@@ -204,16 +221,16 @@ def read_files(folder: Path, size: int, finds: Finds) -> Iterator[tuple[One, str
     listed = []
     for file, kind in list_files(folder):
         is_picture = file.suffix.lower() in FORMATS and (file.is_file() or file.is_symlink())
-        listed.append((file, kind)) if is_picture else finds.others.append(str(file.relative_to(folder)))
+        listed.append((file, kind)) if is_picture else finds.others.append(printable(str(file.relative_to(folder))))
         if len(listed) + len(finds.others) > MOST_FILES:
             raise ValueError(f"{str(folder)!r} holds more than {MOST_FILES:,} files; name a folder of pictures")
     for file, kind in tqdm(listed, unit="picture", leave=False, disable=len(listed) < 500 or not shows_bars()):
         try:
             one = read_picture(file, size)
         except ValueError as error:
-            finds.damaged[str(file.relative_to(folder))] = str(error)
+            finds.damaged[printable(str(file.relative_to(folder)))] = printable(str(error))
             continue
-        yield one, kind
+        yield one, printable(kind)
 
 
 def read_npz(path: Path, size: int) -> Iterator[tuple[One, str]]:
@@ -294,3 +311,19 @@ def read_pictures(place: Path | str, size: int, grey: bool = False) -> Pictures:
         found = "no folder and no .npz" if place.exists() else "not there"
         raise ValueError(f"{str(place)!r} is {found}; expected a folder of pictures, or a .npz with `images`")
     return gather(name, read_files(place, size, finds), str, grey, finds)
+
+
+def read_same(name: str, card: dict, place: Path) -> Pictures:
+    """Return the pictures at a place; ValueError unless a network was trained on just these."""
+    about = own_pictures(card)
+    if about is None:
+        raise ValueError(f"{name!r} was not trained on pictures of your own; leave --images out")
+    channels, height, _ = image_shape(card)
+    pictures = read_pictures(place, height, grey=channels == 1)
+    now = pictures.entry()
+    if now["sha256"] != about["sha256"]:
+        raise ValueError(
+            f"{name!r} was trained on {describe_pictures(about)}, and {str(place)!r} holds {describe_pictures(now)}; "
+            "name the pictures that it was trained on, unchanged"
+        )
+    return pictures

@@ -557,7 +557,7 @@ USELESS = "is given, but means nothing for"
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        ("latent my_vae", "what to show is 'latent'; expected one of reconstructions, latents, path, loop"),
+        ("latent my_vae", "what to show is 'latent'; expected one of reconstructions, latents, path, loop, nearest"),
         ("latents my_vea", "there are no weights 'my_vea'; published are: "),
         ("latents my_vae -o x.gif", "the ending of --out is '.gif'; expected one of .png"),
         ("path my_unet -o x", "the ending of --out is ''; expected one of .png"),

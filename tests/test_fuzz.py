@@ -54,7 +54,7 @@ NASTY = [
 ]
 USUAL = {
     "name": [*NETWORKS, "all", "mine.npz"],
-    "what": ["reconstructions", "latents", "path", "loop"],
+    "what": ["reconstructions", "latents", "path", "loop", "nearest"],
     "out": PATHS,
     "n": ["1", "12", "200"],
     "seeds": ["1", "2"],

@@ -15,7 +15,7 @@ from small_training import at_call
 from torch.testing import assert_close
 from typer.testing import CliRunner
 
-from fmdiff_helpers import cli, recipes
+from fmdiff_helpers import cli, recipes, showing
 from fmdiff_helpers.cards import WeightsError, read_card
 from fmdiff_helpers.checkpoints import load_pretrained
 from fmdiff_helpers.data import to_uint8
@@ -23,6 +23,7 @@ from fmdiff_helpers.drawing import load_drawer
 from fmdiff_helpers.models.encoder import Encoder
 from fmdiff_helpers.picture_judge import PictureJudge
 from fmdiff_helpers.pictures import read_pictures
+from fmdiff_helpers.plots import image_grid
 from fmdiff_helpers.recipes import CARDS, cosine, for_pictures, train_network, training_parts
 
 pytestmark = pytest.mark.usefixtures("on_the_processor")
@@ -106,6 +107,7 @@ def test_500_pictures_in_subfolders_end_in_samples_of_each_kind_and_in_measures(
     table = said(f"{measure} --split validation")
     assert "compared with 50 pictures of 'shapes', validation split; floor: training pictures\n" in table
     assert (run / "judge" / "weights.safetensors").stat().st_mtime_ns == written, "it is trained once"
+    check_refused(f"{measure} --judge {run}", "which holds no encoder of these pictures; name another folder")
 
 
 def test_a_mix_is_told_what_is_left_out_file_by_file_and_ends_in_samples(folders):
@@ -281,3 +283,20 @@ def test_samples_have_the_kinds_of_the_training_pictures(judge, shapes):
     for images, labels in given:
         assert images.shape == (400, 3, 16, 16) and images.dtype == torch.uint8
         assert torch.equal(labels.bincount(), shapes.part("train")[1].bincount())
+
+
+def test_the_nearest_training_pictures_stand_below_samples_with_their_distance(shapes, folders, monkeypatch):
+    train_network("patch_unet", "run", own=shapes, batch_size=16)
+    drawn = to_uint8(load_drawer("run", 2).draw(10, 5, torch.arange(10) % 4)).movedim(1, 3).int()
+    figures = []
+    monkeypatch.setattr(showing, "image_grid", lambda *parts: figures.append(parts) or image_grid(*parts))
+    line = f"show nearest run --images {folders / 'shapes'} --steps 2 --seed 5"
+    assert said(line) == "nearest of run in nearest.png\n" and Path("nearest.png").exists()
+    ((images, columns, heads, rows),) = figures
+    above, below = images.movedim(1, 3).int().split(10)
+    assert (columns, rows) == (10, ["sample", "nearest"]) and torch.equal(above, drawn)
+    distance = (above[:, None] - shapes.part("train")[0].movedim(1, 3).int()).double().square().mean((2, 3, 4)).sqrt()
+    assert heads == [f"{value:.0f}" for value in distance.amin(dim=1)]
+    assert torch.equal(below, shapes.part("train")[0].movedim(1, 3).int()[distance.argmin(dim=1)])
+    check_refused("show nearest run", "'run' was trained on 500 pictures of 'shapes'")
+    check_refused("show latents run --images x", "--images is given, but means nothing for latents")

@@ -83,6 +83,15 @@ def test_pictures_beside_subfolders_and_in_a_single_subfolder_have_no_kinds(shap
     assert read_pictures(tmp_path, 32).kinds == () and read_pictures(tmp_path, 32).finds.loose == 0
 
 
+def test_names_that_a_terminal_would_obey_are_shown_without_their_commands(tmp_path):
+    for kind in ("a\nb", "c"):
+        (tmp_path / kind).mkdir()
+        drawn(len(kind))[0].save(tmp_path / kind / "x.png")
+    (tmp_path / "c" / "\x1b[31m.png").touch()
+    found = read_pictures(tmp_path, 32)
+    assert found.kinds == ("a?b", "c") and found.finds.damaged == {"c/?[31m.png": "it is empty"}
+
+
 # A picture
 
 
