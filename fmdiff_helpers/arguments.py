@@ -42,6 +42,12 @@ Eta = Annotated[
         help="The noise that DDIM adds on the way: 0 none, 1 as much as DDPM. 0 if left out, with fewer steps."
     ),
 ]
+Images = Annotated[
+    Path | None,
+    typer.Option(
+        help="Pictures of your own in place of Fashion-MNIST: a folder, its subfolders being kinds; or a .npz."
+    ),
+]
 Split = Annotated[
     str,
     typer.Option(
@@ -97,6 +103,15 @@ def check_split(split: str, seeds: int) -> None:
         check_at_most("--seeds", seeds, most, f"for validation, since those from {most} on are for the test split")
 
 
+def check_seeds(split: str, seeds: int | None) -> range:
+    """Return the seeds of the samples that are compared with a split, `NUM_SEEDS` of them if None; fail for no such."""
+    seeds = NUM_SEEDS if seeds is None else seeds
+    check_at_least("--seeds", seeds, 1)
+    check_at_most("--seeds", seeds, 100, "sets of images")
+    check_split(split, seeds)
+    return seeds_for(split, seeds)
+
+
 def most_images(split: str) -> int:
     """Return how many real images a floor has at most: the training images without those of the split."""
     from fmdiff_helpers.data import NUM_VALIDATION
@@ -127,12 +142,32 @@ def check_place(out: Path, folder: bool) -> None:
         raise fail(f"--out is {out}; name a {kind} in a folder that you may write to", 2)
 
 
+def usual_folder(name: str, images: Path | None) -> Path:
+    """Return where a training is written if no folder is named: runs/unet or, with pictures, runs/flowers_unet."""
+    return Path("runs") / (name if images is None else f"{images.resolve().name}_{name}")
+
+
+def check_outside(out: Path, images: Path) -> None:
+    """Fail if what a training writes would lie among the pictures that it learns from."""
+    if out.resolve().is_relative_to(images.resolve()):
+        raise fail(f"--out is {out}, inside of the pictures in {images}; name a folder elsewhere", 2)
+
+
 def typed(folder: Path) -> str:
     """Return a folder as one types it in a command: quoted, and with a slash, so that it means no published network."""
     from fmdiff_helpers.cards import is_place
 
     text = str(folder)
     return shlex.quote(text if is_place(text) else f"./{text}")
+
+
+def next_command(folder: Path, draws: bool, images: Path | None) -> str:
+    """Say what one may do with a trained network; `images` are the pictures of one's own that it was trained on."""
+    place = typed(folder)
+    if images is not None and not draws:
+        return f"Next: fmdiff evaluate NAME --images {typed(images)} --judge {place}"
+    measured = f"{place} --images {typed(images)}" if images is not None else place
+    return f"Next: fmdiff evaluate {measured}" + (f", or fmdiff sample {place}" if draws else "")
 
 
 def describe_error(error: BaseException) -> str:

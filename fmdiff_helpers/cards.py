@@ -10,6 +10,8 @@ A card is a dict. These keys are always there, and no other module asks which ke
     autoencoder    of a denoiser of latents: {"name": ..., "sha256": ...}; else None
     recipe         the steps, and values of `run.DEFAULTS`: only those that differ until `train` fills in the rest
 
+Cards of trained networks also have "data": what they were trained on (see `entries`).
+
 A card may come from anyone. It is checked before anything is built from it: its classes are ours and fit its kind, and
 its numbers are of a size that this machine can hold.
 """
@@ -19,7 +21,7 @@ import inspect
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
@@ -30,10 +32,17 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from fmdiff_helpers.entries import (
+    check_arguments,
+    check_data,
+    check_sha256,
+    check_value,
+    expect,
+    number_of_kinds,
+)
+
 KEYS = ("kind", "network", "arguments", "process", "label_dropout", "autoencoder", "recipe")
 PUBLISHED = Path(__file__).parents[1] / "data" / "weights"
-# The least and the most that a whole number in a card may be; 1 to 4096 for those not listed.
-LIMITS = {"T": (2, 100_000), "depth": (1, 32), "image_size": (1, 128), "mults": (1, 64), "num_classes": (0, 10)}
 MAX_NUMBERS = 100_000_000  # in the weights of one network, 400 MB
 
 
@@ -53,46 +62,6 @@ def find_class(package: str, name: str) -> type:
     if not isinstance(found, type) or found.__module__ != place:
         raise WeightsError(f"the card names {shorten(name)}; expected MODULE.CLASS of fmdiff_helpers.{package}")
     return found
-
-
-def expect(name: str, value: Any, is_right: bool, expected: str) -> None:
-    """Raise ValueError, with the value and what was expected, unless it is right."""
-    if not is_right:
-        raise ValueError(f"{name} is {shorten(value)}; expected {expected}")
-
-
-def check_value(name: str, value: Any, kind: Any) -> None:
-    """Raise ValueError unless a value has the type `kind` and a sensible size; a list stands for a tuple."""
-    low, high = LIMITS.get(name, (1, 4096))
-    if kind is int:
-        expect(name, value, type(value) is int and low <= value <= high, f"a whole number from {low} to {high}")
-    elif kind is float:
-        is_right = type(value) in (int, float) and 0 <= value <= 1e6  # written this way, nan is wrong too
-        expect(name, value, is_right, "a number from 0 to 1,000,000")
-    elif kind is str:
-        expect(name, value, type(value) is str and len(value) <= 100, "a text of at most 100 characters")
-    elif kind in (bool, dict):
-        expect(name, value, type(value) is kind, {bool: "true or false", dict: "a dict"}[kind])
-    else:
-        expect(name, value, type(value) in (list, tuple) and 1 <= len(value) <= 8, "a list of 1 to 8 whole numbers")
-        for number in value:
-            check_value(name, number, int)
-
-
-def check_arguments(what: str, function: Callable, arguments: dict) -> None:
-    """Raise ValueError unless `function` takes these arguments, by their names and the types in its signature."""
-    # A process also gets its card and device, which do not stand among its arguments.
-    known = {k: v for k, v in inspect.signature(function).parameters.items() if k not in ("card", "device")}
-    for name in arguments.keys() - known:
-        raise ValueError(f"{what} takes no {shorten(name)}; expected {', '.join(known) or 'no arguments'}")
-    for name, parameter in known.items():
-        if name in arguments:
-            check_value(name, arguments[name], parameter.annotation)
-        elif parameter.default is parameter.empty:
-            raise ValueError(f"{what} needs {name}, which is missing")
-    if "num_classes" in arguments:  # there are ten kinds of garments, and some networks do without labels
-        right = sorted({10, known["num_classes"].default})
-        expect("num_classes", arguments["num_classes"], arguments["num_classes"] in right, " or ".join(map(str, right)))
 
 
 @contextmanager
@@ -120,7 +89,7 @@ def build(card: dict) -> nn.Module:
     """
     network, arguments = find_class("models", card["network"]), card["arguments"]
     try:
-        check_arguments(card["network"], network, arguments)
+        check_arguments(card["network"], network, arguments, number_of_kinds(card))
         with limited_size():
             return network(**arguments)
     except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
@@ -161,7 +130,8 @@ def check_card(card: dict) -> dict:
     for what, found in ((card["network"], network), (name, process)):
         kind = getattr(found, "kind", "part of a network")
         expect("kind", card["kind"], card["kind"] == kind, f"{kind!r}, because {what} is one")
-    check_arguments(card["network"], network, card["arguments"])
+    check_data(card.get("data"))
+    check_arguments(card["network"], network, card["arguments"], number_of_kinds(card))
     check_arguments(name, process.from_card, arguments)
     if T := card["arguments"].get("T"):
         expect("T of the network", T, T == arguments.get("T"), f"{arguments.get('T')}, as the process has")
@@ -171,12 +141,6 @@ def check_card(card: dict) -> dict:
     check_sha256("sha256", card["sha256"])
     check_autoencoder(card)
     return card
-
-
-def check_sha256(name: str, value: Any) -> None:
-    """Raise ValueError unless a value may be a sha256."""
-    is_right = isinstance(value, str) and len(value) <= 64 and set(value) <= set("0123456789abcdef")
-    expect(name, value, is_right, "64 hexadecimal digits")
 
 
 def check_autoencoder(card: dict) -> None:

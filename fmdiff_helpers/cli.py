@@ -3,7 +3,6 @@
 import math
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +16,7 @@ from fmdiff_helpers.arguments import (
     Eta,
     Guidance,
     Guide,
+    Images,
     Interval,
     Network,
     NumSteps,
@@ -24,22 +24,25 @@ from fmdiff_helpers.arguments import (
     check_at_least,
     check_at_most,
     check_choice,
+    check_outside,
     check_place,
+    check_seeds,
     check_split,
     check_unused,
     describe_error,
     fail,
     is_first,
     most_images,
+    next_command,
     plain_errors,
-    seeds_for,
-    typed,
+    usual_folder,
 )
 from fmdiff_helpers.lab import find_lesson, has_browser, lab_arguments
 
 # Each command imports what it needs, so that `fmdiff --help` need not wait seconds for PyTorch. `sample` is long,
 # because its imports and checks stand in the order in which a user meets them.
 
+MOST_COLUMNS = 30  # in a picture that has a column for each kind
 EPOCH = 58_000  # images: the training split without those for validation
 # The ending of a file of samples -> the most images that it may hold.
 ANIMATED = (100, "for an animation")
@@ -83,8 +86,18 @@ def lab(
 @app.command()
 def data(
     repair: Annotated[bool, typer.Option("--repair", help="Download missing and damaged files again.")] = False,
+    folder: Annotated[
+        Path | None, typer.Option(help="Look at pictures of your own instead: a folder of them, or a .npz.")
+    ] = None,
 ) -> None:
     """Download Fashion-MNIST if it is missing, check its four files, and say where they are."""
+    if folder is not None:
+        check_unused({"--repair": repair or None}, "pictures of your own")
+        from fmdiff_helpers.picture_reports import USUAL, describe, read_pictures
+
+        with plain_errors():
+            typer.echo(describe(read_pictures(folder, USUAL), folder))
+        return
     from http.client import HTTPException
 
     from fmdiff_helpers.data import DataError, download, fetch_fashion_mnist, find_problems, raw_folder
@@ -125,10 +138,13 @@ def train(
     pictures: Annotated[
         bool, typer.Option("--pictures", help="Draw samples after each validation, into --out.")
     ] = False,
+    images: Images = None,
+    size: Annotated[int | None, typer.Option(help="With --images: their width and height, 32 if left out.")] = None,
+    grey: Annotated[bool, typer.Option("--grey", help="With --images: make pictures in colour grey.")] = False,
 ) -> None:
     """Train a network by its recipe. After a stop, the same command continues from the last checkpoint."""
     from fmdiff_helpers.cards import build_process
-    from fmdiff_helpers.recipes import CARDS, profiles, train_network
+    from fmdiff_helpers.recipes import CARDS, OWN, profiles, train_network
 
     check_choice("network", name, list(CARDS))
     check_choice("--profile", profile, list(profiles(name)))
@@ -136,24 +152,36 @@ def train(
     check_at_most("--epochs", epochs or 0, 10_000, "passes, which take months")
     check_at_least("--batch-size", batch_size, 1)
     check_at_most("--batch-size", batch_size, EPOCH, "images, all that there are")
+    folder, options, max_steps = out or usual_folder(name, images), {}, build_process(CARDS[name]).max_steps
+    check_place(folder, folder=True)
+    epoch = EPOCH
+    if images is None:
+        check_unused({"--size": size, "--grey": grey or None}, "Fashion-MNIST, without --images")
+    else:
+        from fmdiff_helpers.picture_reports import pictures_to_train
+        from fmdiff_helpers.pictures import fitting_batch
+
+        check_choice("a network for pictures of your own", name, list(OWN))
+        check_outside(folder, images)
+        with plain_errors():
+            options["own"] = pictures_to_train(images, size, grey)
+        epoch = len(options["own"].part("train")[0])
+        batch_size = fitting_batch(options["own"], batch_size)
     changes = {"batch_size": batch_size, "seed": seed} | profiles(name)[profile]
     if epochs is not None:
-        changes["steps"] = max(1, round(epochs * EPOCH / batch_size))
-    folder, options, max_steps = out or Path("runs") / name, {}, build_process(CARDS[name]).max_steps
-    check_place(folder, folder=True)
+        changes["steps"] = max(1, round(epochs * epoch / batch_size))
     if pictures:
         from fmdiff_helpers.results import Results  # imports matplotlib, which servers may not have
 
         if max_steps < 2:
             raise fail(f"--pictures is for networks that draw step by step, but {name} does not; leave it out", 2)
-        options = {"report": Results(folder)} if is_first() else {}
+        options |= {"report": Results(folder)} if is_first() else {}
     with plain_errors():
         _, history = train_network(name, folder, autoencoder=autoencoder, **options, **changes)
     if history[-1]["step"] < changes["steps"] or "validation" not in history[-1]:
         raise typer.Exit(130)  # the exit code of shells for "interrupted"
     typer.echo(f"{folder}: validation loss {history[-1]['validation']['loss']:.4f} after {changes['steps']} steps.")
-    place = typed(folder)
-    typer.echo(f"Next: fmdiff evaluate {place}" + (f", or fmdiff sample {place}" if max_steps else ""))
+    typer.echo(next_command(folder, max_steps > 0, images))
 
 
 @app.command()
@@ -167,15 +195,16 @@ def sample(
     guide: Guide = None,
     interval: Interval = None,
     eta: Eta = None,
-    label: Annotated[str | None, typer.Option(help="A garment, as Dress or 3; if left out, all ten in turn.")] = None,
+    label: Annotated[str | None, typer.Option(help="A kind, as Dress or 3; if left out, all in turn.")] = None,
     grid: Annotated[bool, typer.Option("--grid", help="Write the names of the kinds above the columns.")] = False,
 ) -> None:
     """Draw samples: a .png grid, a .gif or .webp of the sampling steps, or a .npz with `images` uint8 (N, 28, 28).
 
-    For a network that takes labels, a .npz also holds `labels` (N,), and a grid of all kinds has a column for each.
+    In colour, `images` are (N, height, width, 3). For a network that takes labels, a .npz also holds `labels` (N,), and
+    a grid of all kinds has a column for each.
     """
     from fmdiff_helpers.batching import this_process
-    from fmdiff_helpers.data import CLASS_NAMES, to_uint8
+    from fmdiff_helpers.data import to_uint8
     from fmdiff_helpers.drawing import load_drawer
     from fmdiff_helpers.export import save_animation, save_images
 
@@ -190,9 +219,11 @@ def sample(
         y = drawer.all_kinds(n) if label is None else drawer.one_kind(label, n)
     if animated and drawer.process.max_steps == 1:
         raise fail(f"{name!r} draws in one step, with nothing to animate; let --out end in .png or .npz", 2)
-    columns = len(CLASS_NAMES) if drawer.takes_labels and label is None else None
+    all_kinds = drawer.takes_labels and label is None and len(drawer.kinds) <= MOST_COLUMNS
+    columns = len(drawer.kinds) if all_kinds else None
     if grid and (columns is None or kind != ".png"):
-        raise fail("--grid needs all ten kinds in a .png: a network that takes labels, no --label, --out x.png", 2)
+        needs = f"a network that takes labels, of at most {MOST_COLUMNS} kinds, no --label, --out x.png"
+        raise fail(f"--grid needs all kinds in a .png: {needs}", 2)
     frames = []
     keep = (lambda step: frames.append(to_uint8(drawer.decode(step.xt)))) if animated else None
     with plain_errors():
@@ -204,90 +235,51 @@ def sample(
             kept = frames[:: math.ceil(len(frames) / 30)]  # at most 30 of the steps
             save_animation(out, [*kept, images], columns=columns)
         else:
-            save_images(out, images, y, columns, CLASS_NAMES if grid else ())
+            save_images(out, images, y, columns, drawer.kinds if grid else ())
     except OSError as error:
         reason = describe_error(error)
         raise fail(f"--out is {out}: {reason}; name a file in a folder that you may write to", 1) from None
     typer.echo(f"{n} images in {out}")
 
 
-def show_images(what: str, name: str, out: Path, tsne: bool) -> None:
-    """Draw ten test images that an autoencoder reconstructs, or a map of the latents of 2,000."""
-    from fmdiff_helpers.batching import this_process
-    from fmdiff_helpers.data import load_fashion_mnist
-    from fmdiff_helpers.drawing import load_autoencoder
-    from fmdiff_helpers.export import save_figures
-    from fmdiff_helpers.latent_plots import latent_map, reconstructions
-
-    device = this_process().device
-    autoencoder, (images, labels) = load_autoencoder(name, device), load_fashion_mnist("test", device)
-    if what == "reconstructions":
-        save_figures(out, reconstructions(autoencoder, images[:10]))
-    else:
-        save_figures(out, latent_map(autoencoder, images[:2000], labels[:2000], "tsne" if tsne else "pca"))
-
-
-def show_chain(what: str, name: str, out: Path, label: str | None, seed: int, num_steps: int | None) -> None:
-    """Draw the path of one chain of DDIM among 2,000 test images, or five chains as a loop to noise and back.
-
-    `label` None means a dress, for a network that takes labels; `num_steps` None means 20, or all if there are fewer.
-    """
-    import torch
-
-    from fmdiff_helpers.batching import this_process
-    from fmdiff_helpers.data import load_fashion_mnist, to_uint8
-    from fmdiff_helpers.drawing import load_drawer
-    from fmdiff_helpers.export import save_animation, save_figures
-    from fmdiff_helpers.latent_paths import draw_chain, there_and_back
-    from fmdiff_helpers.latent_plots import chain_figures
-
-    drawer = load_drawer(name, num_steps, device=this_process().device)
-    if num_steps is None:
-        drawer = replace(drawer, num_steps=min(20, drawer.process.max_steps))
-    if label is None and drawer.takes_labels:
-        label = "Dress"
-    y = torch.zeros(5) if label is None else drawer.one_kind(label, 5)
-    path, times = draw_chain(drawer, y, seed)
-    if what == "loop":
-        frames = there_and_back(path, times, drawer.process.schedule)
-        save_animation(out, [to_uint8(drawer.decode(z)) for z in frames], columns=5)
-    else:
-        images, labels = (part[:2000] for part in load_fashion_mnist("test", path.device))
-        save_figures(out, *chain_figures(drawer.autoencoder, path[:, 0], times, images, labels))
-
-
 @app.command("show")
 def show_latent(
-    what: Annotated[str, typer.Argument(help="One of reconstructions, latents, path and loop.")],
+    what: Annotated[str, typer.Argument(help="One of reconstructions, latents, path, loop and nearest.")],
     name: Network,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="WHAT.png if left out, loop.gif for a loop.")] = None,
     label: Annotated[str | None, typer.Option(help="For path and loop: a garment, Dress if left out.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, max=2**32, help="For path and loop: which chain.")] = None,
-    steps: Annotated[
-        int | None, typer.Option(help="For path and loop: steps of DDIM, 20 if left out, or all of fewer.")
-    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**32, help="For path, loop and nearest: which.")] = None,
+    steps: Annotated[int | None, typer.Option(help="How many. For path and loop at most 20 if left out.")] = None,
     tsne: Annotated[bool, typer.Option("--tsne", help="For latents: t-SNE instead of PCA.")] = False,
+    images: Images = None,
 ) -> None:
-    """Draw what happens in the latent space of an autoencoder, or of a denoiser of latents.
+    """Draw what happens in the latent space of an autoencoder, or of a denoiser of latents; or what samples are near.
 
     reconstructions: garments, what the autoencoder makes of them, and the difference. latents: a map of the test
     images. path: one chain from noise, and its path on the map. loop: a garment to noise and back, a .gif or .webp.
+    nearest: ten samples of any network that draws, and below each the nearest training picture, with the distance.
     """
     from fmdiff_helpers.cards import class_name, read_card
 
     of_chains = what in ("path", "loop")
-    check_choice("what to show", what, ["reconstructions", "latents", "path", "loop"])
+    check_choice("what to show", what, ["reconstructions", "latents", "path", "loop", "nearest"])
     out = out or Path("loop.gif" if what == "loop" else f"{what}.png")
     check_choice("the ending of --out", out.suffix.lower(), [".gif", ".webp"] if what == "loop" else [".png"])
     check_place(out, folder=False)
-    unused = {} if of_chains else {"--label": label, "--seed": seed, "--steps": steps}
+    unused = {} if of_chains else {"--label": label}
+    unused |= {"--images": images} if what != "nearest" else {}
+    unused |= {"--seed": seed, "--steps": steps} if what in ("reconstructions", "latents") else {}
     check_unused(unused | ({} if what == "latents" else {"--tsne": tsne or None}), what)
+    from fmdiff_helpers.showing import show_chain, show_images, show_nearest
+
     with plain_errors():
         card = read_card(name)
-        if not card["autoencoder"] and (of_chains or card["kind"] != "autoencoder"):
+        if what == "nearest":
+            show_nearest(name, out, images, seed or 0, steps)
+        elif not card["autoencoder"] and (of_chains or card["kind"] != "autoencoder"):
             known = "a denoiser of latents" + ("" if of_chains else ", or an autoencoder")
             raise ValueError(f"{name!r} ({class_name(card)}) has no {what} to show; name {known}")
-        if of_chains:
+        elif of_chains:
             show_chain(what, name, out, label, seed or 0, steps)
         else:
             show_images(what, name, out, tsne)
@@ -307,6 +299,11 @@ def evaluate(
     guide: Guide = None,
     interval: Interval = None,
     eta: Eta = None,
+    images: Images = None,
+    judge: Annotated[
+        Path | None,
+        typer.Option(help="With --images: the folder of the encoder that measures, NAME/judge if left out."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
     """Compare samples with the test images, beside as many real images; or measure the accuracy of a classifier.
@@ -314,27 +311,33 @@ def evaluate(
     The real images, the floor, have equally many of each kind where the samples do. An autoencoder, and a denoiser of
     its latents, also get the measures of real images that it reconstructs, the limit: no sample can be better. A .npz
     holds `images` uint8 (N, 28, 28) or (N, 1, 28, 28) and, where they are known, `labels` (N,).
-    `all` measures every row of the leaderboard; each row has its own options.
+    `all` measures every row of the leaderboard; each row has its own options. A network that was trained on pictures of
+    your own is measured with --images, by an encoder that is trained on them first.
     """
     from fmdiff_helpers.evaluation import evaluate_all, evaluate_file, evaluate_network
 
     request = (steps, guidance, guide, interval, eta)
+    if images is not None and name != "all" and not name.lower().endswith(".npz"):
+        from fmdiff_helpers.picture_evaluation import evaluate_on_pictures
+
+        chosen = check_seeds(split, seeds)
+        evaluate_on_pictures(name, images, judge, request, n, chosen, split, as_json)
+        return
+    check_unused({"--images": images}, "a file of images, or for all")
+    check_unused({"--judge": judge}, "Fashion-MNIST, without --images")
     if name.lower().endswith(".npz"):
         names = ("-n", "--seeds", "--steps", "--guidance", "--guide", "--interval", "--eta")
         check_unused(dict(zip(names, (n, seeds, *request), strict=True)), "a file of images")
         check_split(split, NUM_SEEDS)
         evaluate_file(name, split, as_json)
         return
-    n, seeds = 1000 if n is None else n, NUM_SEEDS if seeds is None else seeds
-    check_at_least("--seeds", seeds, 1)
-    check_at_most("--seeds", seeds, 100, "sets of images")
-    check_split(split, seeds)
+    n, chosen = 1000 if n is None else n, check_seeds(split, seeds)
     check_at_least("-n", n, LEAST_IMAGES)
     check_at_most("-n", n, most_images(split), "images, as many as the floor has")
     if name != "all":
-        evaluate_network(name, request, n, seeds_for(split, seeds), split, as_json)
+        evaluate_network(name, request, n, chosen, split, as_json)
     elif set(request) == {None}:
-        evaluate_all(n, seeds_for(split, seeds), split, as_json)
+        evaluate_all(n, chosen, split, as_json)
     else:
         raise fail("all rows of the leaderboard have their own steps and guidance; leave those options out", 2)
 

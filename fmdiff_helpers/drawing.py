@@ -1,7 +1,7 @@
 """Draw images: a `Drawer` is a trained network with all that it needs to draw, loaded by name and options."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,10 @@ from fmdiff_helpers.batching import in_batches, shows_bars
 from fmdiff_helpers.cards import WeightsError, build_process, class_name, published_first, read_card, takes_labels
 from fmdiff_helpers.checkpoints import load_pretrained
 from fmdiff_helpers.data import CLASS_NAMES
+from fmdiff_helpers.entries import GARMENT, image_shape, own_pictures
 from fmdiff_helpers.guidance import guided
+
+MOST_NAMED = 20  # kinds in a message
 
 
 def batch_generator(numbers: Tensor, seed: int, start: torch.Generator) -> torch.Generator:
@@ -26,16 +29,25 @@ def batch_generator(numbers: Tensor, seed: int, start: torch.Generator) -> torch
     return generator.manual_seed(1_000_003 * (seed + 1) + first) if first else generator.set_state(start.get_state())
 
 
-def find_kind(kind: str | int, what: str = "label") -> int:
-    """Return the number of a kind of garment, given by its name, in any case, or by its number.
+def kinds_of(card: dict) -> Sequence[str]:
+    """Return the names of the kinds of images that a card's network knows: garments, or those of one's own pictures."""
+    own = own_pictures(card)
+    return CLASS_NAMES if own is None else tuple(own["kinds"])
+
+
+def find_kind(kind: str | int, what: str = "label", kinds: Sequence[str] = CLASS_NAMES) -> int:
+    """Return the number of a kind, one of `kinds`, given by its name, in any case, or by its number.
 
     torchvision's name "T-shirt/top" is known, too. ValueError, which calls the value `what`, if there is no such kind.
     """
-    names = [name.lower() for name in CLASS_NAMES]
+    if kind in kinds:  # of "Cat" and "cat" the one that is meant
+        return kinds.index(kind)
+    names = [name.lower() for name in kinds]
     numbers = [str(number) for number in range(len(names))]
     found = str(kind).strip().lower().replace("t-shirt/top", "t-shirt")
     if found not in names + numbers:
-        known = ", ".join(f"{number} {name}" for number, name in enumerate(CLASS_NAMES))
+        known = ", ".join(f"{number} {name}" for number, name in enumerate(kinds[:MOST_NAMED]))
+        known += f" and {len(kinds) - MOST_NAMED} more" if len(kinds) > MOST_NAMED else ""
         raise ValueError(f"{what} is {kind!r}; expected a name or a number of: {known}")
     return (names + numbers).index(found) % len(names)
 
@@ -47,7 +59,7 @@ class Drawer:
     `process` is one of `fmdiff_helpers.processes`, and `model` what its `sample` takes: `process.predictor(network)`,
     guided or not. `num_steps` None means all of them, `eta` None the process's own. A denoiser of latents needs its
     `autoencoder`. If `shared`, the processes of `accelerate launch` share the work: all of them must call `draw`, and
-    all get all images.
+    all get all images. `kinds` are the names of what it draws, in the order of the labels.
     """
 
     process: Any
@@ -57,14 +69,15 @@ class Drawer:
     takes_labels: bool = True
     shared: bool = False
     eta: float | None = None
+    kinds: Sequence[str] = CLASS_NAMES
 
     def decode(self, x: Tensor) -> Tensor:
-        """Return the states x (B, ...) of a chain as images (B, 1, 28, 28)."""
+        """Return the states x (B, ...) of a chain as images, of garments (B, 1, 28, 28)."""
         return self.autoencoder.from_latent(x) if self.autoencoder else x
 
     def all_kinds(self, n: int) -> Tensor | None:
-        """Return n labels, the ten kinds in turn; None if the network takes no labels."""
-        return torch.arange(n) % len(CLASS_NAMES) if self.takes_labels else None
+        """Return n labels, all kinds in turn; None if the network takes no labels."""
+        return torch.arange(n) % len(self.kinds) if self.takes_labels else None
 
     def one_kind(self, label: str | int, n: int) -> Tensor:
         """Return n labels of one kind: `label` is what `find_kind` takes.
@@ -73,11 +86,11 @@ class Drawer:
         """
         if not self.takes_labels:
             raise ValueError(f"label is {label!r}, but this network takes no labels; leave it out")
-        return torch.full((n,), find_kind(label))
+        return torch.full((n,), find_kind(label, kinds=self.kinds))
 
     @torch.no_grad()
     def draw(self, n: int, seed: int = 0, y: Tensor | None = None, watch: Callable | None = None) -> Tensor:
-        """Draw n images (n, 1, 28, 28); the same seed gives the same images.
+        """Draw n images, of garments (n, 1, 28, 28); the same seed gives the same images.
 
         `y` (n,) are their labels, for a network that takes them. `watch` sees the sampler's steps, batch by batch.
         Latents are not clipped. FloatingPointError if an image is not finite.
@@ -133,11 +146,11 @@ def drawer_of(card: dict, network: nn.Module, num_steps: int | None, device: tor
     """Return the Drawer of a network that is already on `device`, as its card says."""
     process = build_process(card, device)
     model, autoencoder = process.predictor(network), autoencoder_of(card, device)
-    return Drawer(process, model, num_steps, autoencoder, takes_labels(card))
+    return Drawer(process, model, num_steps, autoencoder, takes_labels(card), kinds=kinds_of(card))
 
 
-def check_fit(name: Path | str, drawer: Drawer) -> None:
-    """Raise WeightsError unless the parts of a Drawer fit together: one step of drawing makes one image."""
+def check_fit(name: Path | str, drawer: Drawer, expected: tuple[int, ...] = GARMENT) -> None:
+    """Raise WeightsError unless the parts of a Drawer fit together: one step makes one image of the expected shape."""
     process, autoencoder = drawer.process, drawer.autoencoder
     x = torch.zeros((1, *(autoencoder.latent_shape if autoencoder else process.shape)), device=process.device)
     y = None if (kinds := drawer.all_kinds(1)) is None else kinds.to(x.device)
@@ -145,7 +158,7 @@ def check_fit(name: Path | str, drawer: Drawer) -> None:
         with torch.no_grad():
             step = process.sample(drawer.model, x, torch.Generator(x.device), 1, y=y)
             found = tuple(drawer.decode(step).shape[1:])
-        reason = f"it draws images {found}; expected (1, 28, 28)" if found != (1, 28, 28) else ""
+        reason = f"it draws images {found}; expected {expected}" if found != expected else ""
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
     if reason:
@@ -187,8 +200,15 @@ def check_guide(name: Path | str, card: dict, guide: Path | str | None) -> None:
     for what, skip in (("process", {"target": None}), ("autoencoder", {"name": None})):
         if (card[what] or {}) | skip != (there[what] or {}) | skip:
             raise ValueError(f"{what} of {str(guide)!r} is {there[what]}; expected that of {str(name)!r}, {card[what]}")
+    if (image_shape(card), kinds_of(card)) != (image_shape(there), kinds_of(there)):
+        raise ValueError(f"the guide {str(guide)!r} draws other pictures than {str(name)!r}; name one of the same data")
     if not takes_labels(there):
         raise ValueError(f"the guide {str(guide)!r} takes no labels; name one that does, as {str(name)!r} does")
+
+
+def without_labels(model: Callable) -> Callable:
+    """Return a denoiser that hides the labels from `model`."""
+    return lambda x, t, y=None: model(x, t, None)
 
 
 def load_drawer(
@@ -217,10 +237,12 @@ def load_drawer(
     if interval is not None and not 0 <= interval[0] <= interval[1] < max_steps:
         raise ValueError(f"interval is {interval}; expected two of the steps 0 to {max_steps - 1}, in order")
     drawer = drawer_of(card, load_pretrained(name, device), num_steps, device)
-    check_fit(name, drawer)
+    check_fit(name, drawer, image_shape(card))
     drawer = replace(drawer, eta=eta, shared=True)
     if guidance is None:
         return drawer
     check_guide(name, card, guide)
     weak = load_drawer(guide, device=device).model if guide is not None else None
+    if weak is None and len(drawer.kinds) != len(CLASS_NAMES):  # the null label of `guided` is that of ten kinds
+        weak = without_labels(drawer.model)
     return replace(drawer, model=guided(drawer.model, guidance, interval, weak))

@@ -12,6 +12,7 @@ from fmdiff_helpers.cards import build_process, read_card
 from fmdiff_helpers.checkpoints import load_pretrained
 from fmdiff_helpers.data import dataset_name, load_fashion_mnist
 from fmdiff_helpers.drawing import load_autoencoder, load_drawer
+from fmdiff_helpers.entries import describe_pictures, own_pictures
 from fmdiff_helpers.images import read_samples
 from fmdiff_helpers.leaderboard import (
     ROWS,
@@ -128,6 +129,8 @@ def evaluate_network(name: str, request: tuple, n: int, seeds: range, split: str
     device = this_process().device
     with plain_errors():
         card = read_card(name)
+        if own := own_pictures(card):
+            raise ValueError(f"{name!r} was trained on {describe_pictures(own)}; name their folder with --images, too")
         draws = build_process(card).max_steps > 0
         if set(request) != {None} and not draws:
             raise ValueError(f"{name!r} draws nothing; leave --steps, --guidance, --guide, --interval and --eta out")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # a server without matplotlib can still save samples
 
 
 def grid(images: Tensor, columns: int | None = None, scale: int = 3) -> Image.Image:
-    """Lay uint8 images (N, 1, H, W) out in rows of `columns`, or nearly in a square if None; the rest is white."""
+    """Lay uint8 images (N, 1 or 3, H, W) out in rows of `columns`, or nearly in a square if None; the rest is white."""
     columns = columns or int(np.ceil(len(images) ** 0.5))
     blank = images.new_full((-len(images) % columns, *images.shape[1:]), 255)
     picture = tile(torch.cat([images, blank]).cpu(), columns, gap=1)
@@ -28,11 +28,11 @@ def grid(images: Tensor, columns: int | None = None, scale: int = 3) -> Image.Im
 def headed(picture: Image.Image, heads: Sequence[str]) -> Image.Image:
     """Write a name above each column of a grid."""
     height, width = 24, picture.width / len(heads)
-    result = Image.new("L", (picture.width, picture.height + height), 255)
+    result = Image.new(picture.mode, (picture.width, picture.height + height), "white")
     result.paste(picture, (0, height))
     draw, font = ImageDraw.Draw(result), ImageFont.load_default(14)
     for column, head in enumerate(heads):
-        draw.text(((column + 0.5) * width, height / 2), head, fill=0, font=font, anchor="mm")
+        draw.text(((column + 0.5) * width, height / 2), head, fill="black", font=font, anchor="mm")
     return result
 
 
@@ -45,6 +45,7 @@ def save_images(
 ) -> None:
     """Write uint8 images (N, 1, H, W) as a .png grid, or a .npz with `images` (N, H, W) and, if given, `labels` (N,).
 
+    Images in colour, (N, 3, H, W), are (N, H, W, 3) in a .npz.
     `heads` are names to write above the columns of the grid, one for each column.
     """
     if path.suffix.lower() == ".png":
@@ -52,7 +53,8 @@ def save_images(
         picture = headed(picture, heads) if heads else picture
         write_atomically(path, lambda file: picture.save(file, format="png"))
         return
-    arrays = {"images": images[:, 0].cpu().numpy()} | ({} if labels is None else {"labels": labels.cpu().numpy()})
+    plain = images[:, 0] if images.shape[1] == 1 else images.movedim(1, 3)
+    arrays = {"images": plain.cpu().numpy()} | ({} if labels is None else {"labels": labels.cpu().numpy()})
 
     def write(file: Path) -> None:
         with file.open("wb") as opened:  # numpy would append .npz to a name
@@ -75,7 +77,7 @@ def save_figures(path: Path, *figures: "Figure") -> None:
 
 
 def save_animation(path: Path, frames: Sequence[Tensor], milliseconds: int = 80, columns: int | None = None) -> None:
-    """Write frames, each uint8 images (N, 1, H, W), as a .gif or .webp that loops and pauses on the last frame."""
+    """Write frames, each uint8 images (N, 1 or 3, H, W), as a .gif or .webp that loops and pauses on the last frame."""
     first, *rest = [grid(frame, columns) for frame in frames]
     durations = [milliseconds] * len(rest) + [2000]
     options = {"save_all": True, "append_images": rest, "duration": durations, "loop": 0}

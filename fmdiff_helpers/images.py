@@ -110,10 +110,10 @@ def check_labels(labels: Tensor | np.ndarray, n: int) -> Tensor:
     return labels.long() if isinstance(labels, Tensor) else torch.from_numpy(labels.astype(np.int64))
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
+def read_arrays(path: Path, largest: int = LARGEST) -> dict[str, np.ndarray]:
     """Return `images` and, if there are some, `labels` of a .npz file, unchecked; ValueError if it cannot be read.
 
-    Nothing is unpickled.
+    ValueError, too, if they take more than `largest` bytes. Nothing is unpickled.
     """
     how = "write it with `fmdiff sample NAME -o x.npz` or numpy.savez_compressed(path, images=images, labels=labels)"
     if not path.is_file():
@@ -123,8 +123,8 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(part.file_size for part in archive.infolist() if part.filename.startswith(("images", "labels")))
-        if size > LARGEST:
-            raise OverflowError(f"its arrays take {size:,} bytes, more than 60,000 images do")
+        if size > largest:
+            raise OverflowError(f"its arrays take {size:,} bytes; expected at most {largest:,}")
         with np.load(path, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in ("images", "labels") if name in arrays.files}
             names = ", ".join(arrays.files) or "nothing"

@@ -46,14 +46,16 @@ def image_grid(
     row_labels: Sequence[str] = (),
     scale: int = 3,
 ) -> Figure:
-    """Draw images (N, 1, H, W) in rows of `columns`, with labels; each pixel becomes `scale` x `scale` pixels."""
+    """Draw images (N, 1 or 3, H, W) in rows of `columns`, with labels; each pixel becomes `scale` x `scale` pixels."""
     picture = tile(images.detach().cpu(), columns, gap=1).float().numpy()
     black, white = (0, 255) if images.dtype == torch.uint8 else (-1, 1)
+    if picture.ndim == 3:  # matplotlib takes colours from 0 to 1
+        picture = ((picture - black) / (white - black)).clip(0, 1)
     rows = len(images) // columns
     if len(column_labels) not in (0, columns) or len(row_labels) not in (0, rows):
         found = f"{len(column_labels)} column labels and {len(row_labels)} row labels"
         raise ValueError(f"{found} for {columns} columns and {rows} rows; expected one for each, or none")
-    height, width = (size * scale / STYLE["figure.dpi"] for size in picture.shape)  # in inches
+    height, width = (size * scale / STYLE["figure.dpi"] for size in picture.shape[:2])  # in inches
     column_labels, size = fitted(column_labels, 72 * width / columns - 3)
     lines = max((label.count("\n") + 1 for label in column_labels), default=0)
     left, top = 1.3 * bool(row_labels), 0.1 * bool(lines) + 0.2 * lines

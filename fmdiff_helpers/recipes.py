@@ -27,10 +27,13 @@ from fmdiff_helpers.checkpoints import load_pretrained
 from fmdiff_helpers.data import NUM_VALIDATION, describe_data, is_there, load_fashion_mnist, raw_folder, to_model
 from fmdiff_helpers.drawing import Drawer, autoencoder_of, load_drawer
 from fmdiff_helpers.endings import Signals, only_writer
+from fmdiff_helpers.entries import number_of_kinds, own_pictures
 from fmdiff_helpers.guidance import drop_labels, guided
+from fmdiff_helpers.pictures import Pictures, check_enough
 from fmdiff_helpers.train import Run, check_folder, check_recipe, train
 
 PAIR_STEPS = 50  # of a flow that draws pairs for another one
+LEAST_VALIDATED = 500  # images of one's own: a denoiser's loss over fewer amounts of noise would be left to chance
 
 
 def new_card(
@@ -121,6 +124,8 @@ CARDS: dict[str, dict[str, Any]] = {
         {"lr": 2e-3, "weight_decay": 0.05},
     ),
 }
+OWN = ("unet", "patch_unet", "encoder")  # what can be trained on pictures of one's own
+LARGE = 32  # pixels; larger images are halved once more
 # Network -> its steps with the profiles "quick" and "full".
 STEPS = {
     "unet": (2000, 8000),
@@ -142,20 +147,20 @@ def profiles(name: str) -> dict[str, dict[str, int]]:
 
 
 class LabelLoss(nn.Module):
-    """Pass to a denoiser's loss no labels at all, or all labels but a random share `dropout`.
+    """Pass to a denoiser's loss no labels at all, or all labels but a random share `dropout`, replaced by `null`.
 
     It is a module, so that checkpoints keep the memory of a loss that has one.
     """
 
-    def __init__(self, loss: Callable, takes_labels: bool, dropout: float):
+    def __init__(self, loss: Callable, takes_labels: bool, dropout: float, null: int):
         super().__init__()
-        self.loss, self.takes_labels, self.dropout = loss, takes_labels, dropout
+        self.loss, self.takes_labels, self.dropout, self.null = loss, takes_labels, dropout, null
 
     def forward(self, model: Callable, x0: Tensor, y: Tensor, *drawn: Tensor) -> Tensor:
         """Return the loss of each image, (B,); with dropout the last of `drawn` is u (B,), see `draw_with_u`."""
         if self.dropout:
             *drawn, u = drawn
-            y = drop_labels(y, u, self.dropout)
+            y = torch.where(u < self.dropout, self.null, y)  # `drop_labels`, for any number of kinds
         return self.loss(model, x0, y if self.takes_labels else None, *drawn)
 
 
@@ -175,13 +180,13 @@ class Parts(NamedTuple):
 
 
 def training_parts(card: dict, images: Tensor, labels: Tensor, device: torch.device) -> Parts:
-    """Return loss, draw, data and validation for the network of a card, from images uint8 (N, 1, 28, 28) and labels."""
+    """Return loss, draw, data and validation for the network of a card, from images uint8 (N, C, H, W) and labels."""
     process, labelled = build_process(card, device), takes_labels(card)
     if hasattr(process, "velocity"):
         process = replace(process, velocity=teacher_of(process))
     loss, draw, x = process.training_loss(card["recipe"]["steps"]), process.draw, images
     if card["kind"] == "denoiser" and (card["label_dropout"] or not labelled):
-        loss = LabelLoss(loss, labelled, card["label_dropout"])
+        loss = LabelLoss(loss, labelled, card["label_dropout"], number_of_kinds(card))
         draw = partial(draw_with_u, draw) if card["label_dropout"] else draw
     if getattr(process, "has_pairs", False):
         led = {"guidance": process.guidance, "guide": published_first(process.guide)} if process.guide else {}
@@ -194,10 +199,13 @@ def training_parts(card: dict, images: Tensor, labels: Tensor, device: torch.dev
             return autoencoder.to_latent(to_model(part.to(device)))
 
         x = in_batches(encode, images, batch_size=size, shared=True)
-    x0, y = x[-NUM_VALIDATION:].to(device), labels[-NUM_VALIDATION:].to(device)
+    held = held_out(card)
+    x0, y = x[-held:].to(device), labels[-held:].to(device)
+    if own_pictures(card) and card["kind"] == "denoiser":
+        x0, y = (repeated(part, LEAST_VALIDATED) for part in (x0, y))
     x0 = x0 if x0.is_floating_point() else to_model(x0)
     y = None if card["kind"] == "denoiser" and not labelled else y
-    data = x[:-NUM_VALIDATION], labels[:-NUM_VALIDATION]
+    data = x[:-held], labels[:-held]
     return Parts(loss, draw, data, partial(process.validate, x0=x0, y=y))
 
 
@@ -206,6 +214,20 @@ def teacher_of(process: Any) -> Callable:
     names = [name for name in (process.teacher, process.guide) if name]
     network, *weak = (load_pretrained(published_first(name), process.device) for name in names)
     return process.at_times(guided(network, process.guidance, weak=weak[0]) if weak else network)
+
+
+def held_out(card: dict) -> int:
+    """Return how many images of a training, the last ones, are for validation."""
+    own = own_pictures(card)
+    return own["held_out"] if own else NUM_VALIDATION
+
+
+def repeated(x: Tensor, least: int) -> Tensor:
+    """Return entries of x (N, ...) again and again, in turn, until there are at least `least`.
+
+    So each of a few images is validated with many amounts of noise.
+    """
+    return torch.cat([x] * max(1, math.ceil(least / len(x))))
 
 
 def draw_pairs(drawer: Drawer, labels: Tensor, seed: int) -> Tensor:
@@ -234,6 +256,23 @@ def start_from(model: nn.Module, teacher: str) -> None:
     model.load_state_dict(own | found)
 
 
+def for_pictures(card: dict, own: Pictures) -> dict:
+    """Return a card of `CARDS` for pictures of one's own: their size, channels and kinds decide about the network.
+
+    ValueError if they are too few.
+    """
+    check_enough(own)
+    arguments, size, kinds = card["arguments"] | {"channels": own.images.shape[1]}, own.images.shape[2], len(own.kinds)
+    if "mults" in arguments and size > LARGE:
+        arguments["mults"] = [*arguments["mults"], arguments["mults"][-1]]  # one more level
+    if arguments.get("num_classes"):
+        arguments["num_classes"] = kinds
+    if card["kind"] == "encoder":  # twice as many images are held out as it has features
+        arguments["width"] = max(1, min(arguments["width"], own.held_out // 8))
+    dropout = card["label_dropout"] if kinds else 0.0
+    return card | {"arguments": arguments, "label_dropout": dropout, "data": own.entry()}
+
+
 def run_folder(name: str, epochs: float) -> Path:
     """Return the folder of a lesson's training; with the stand-in data another one, so that the two never mix."""
     return Path("runs") / f"{name}_{epochs}_epochs{'' if is_there(raw_folder()) else '_standin'}"
@@ -257,26 +296,34 @@ def train_network(
     folder: Path | str,
     report: Callable[[Run], None] = lambda run: None,
     autoencoder: Path | str | None = None,
+    own: Pictures | None = None,
     **changes: int,
 ) -> tuple[nn.Module, list[dict]]:
     """Train a network of `CARDS`, from scratch or from the checkpoint in `folder`, and return it with its history.
 
-    `autoencoder`, for a denoiser of latents, is a published one or a folder; the card's own if left out. `changes`
-    replace entries of the recipe, steps=2000 for example. ValueError for an unknown name, or for an
-    autoencoder that the network has no use for; the other errors are those of `train`.
+    `autoencoder`, for a denoiser of latents, is a published one or a folder; the card's own if left out. `own` are
+    pictures to train one of `OWN` on, in place of Fashion-MNIST. `changes` replace entries of the recipe, steps=2000
+    for example. ValueError for an unknown name, or for an autoencoder or pictures that the network has no use for; the
+    other errors are those of `train`.
     """
     if name not in CARDS:
         raise ValueError(f"name is {name!r}; expected one of {', '.join(CARDS)}")
     if autoencoder is not None and not CARDS[name]["autoencoder"]:
         raise ValueError(f"autoencoder is {str(autoencoder)!r}, but {name} is trained on images; leave it out")
-    with this_process().local_main_process_first():  # on each machine one process downloads, the others find the files
-        images, labels = load_fashion_mnist("train")
+    if own is not None and name not in OWN:
+        raise ValueError(f"{name} cannot be trained on pictures of one's own; expected one of {', '.join(OWN)}")
+    if own is not None:
+        images, labels = (torch.cat(parts) for parts in zip(own.part("train"), own.part("validation"), strict=True))
+        card = for_pictures(CARDS[name], own)
+    else:
+        with this_process().local_main_process_first():  # on each machine one process downloads, the others find it
+            images, labels = load_fashion_mnist("train")
+        card = CARDS[name] | {"data": describe_data()}
     recipe = CARDS[name]["recipe"] | profiles(name)["full"] | changes
-    card = CARDS[name] | {"data": describe_data()}
     if card["autoencoder"]:
         shape = latent_shape(CARDS[card["autoencoder"]])
         card["autoencoder"] = describe_autoencoder(autoencoder or published_first(card["autoencoder"]), shape)
-    card["recipe"] = check_recipe(recipe, len(images) - NUM_VALIDATION)
+    card["recipe"] = check_recipe(recipe, len(images) - held_out(card))
     with torch.random.fork_rng(devices=[]):  # the seed decides the first weights; the caller's random numbers stay
         torch.default_generator.manual_seed(card["recipe"]["seed"])
         model = build(card)

@@ -7,13 +7,13 @@ from matplotlib.figure import Figure
 
 from fmdiff_helpers.batching import this_process
 from fmdiff_helpers.checkpoints import save_weights
-from fmdiff_helpers.data import CLASS_NAMES
 from fmdiff_helpers.drawing import drawer_of
 from fmdiff_helpers.export import save_figures
 from fmdiff_helpers.plots import image_grid, loss_curves
 from fmdiff_helpers.train import Run
 
 VARIATIONS = 5
+ROWS = 10  # at most so many kinds are shown
 
 
 class Results:
@@ -41,8 +41,8 @@ class Results:
     def pictures(self, network: torch.nn.Module, card: dict) -> dict[str, Figure]:
         """Return the figures "generation" and "samples" of a denoiser."""
         drawer = drawer_of(card, network, self.num_steps, this_process().device)
-        names = CLASS_NAMES if drawer.takes_labels else ()
-        kinds, chain = torch.arange(len(CLASS_NAMES)), []
+        names = tuple(drawer.kinds[:ROWS]) if drawer.takes_labels else ()
+        kinds, chain = torch.arange(len(names) or ROWS), []
 
         def draw(y: torch.Tensor, **options) -> torch.Tensor:
             return drawer.draw(len(y), 0, y if drawer.takes_labels else None, **options)

@@ -9,7 +9,6 @@ import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate.utils import gather_object
@@ -22,6 +21,7 @@ from fmdiff_helpers.cards import KEYS, WeightsError, upgrade
 from fmdiff_helpers.checkpoints import holds, load_pretrained, read_pair, save_state, write_atomically
 from fmdiff_helpers.dials import check_whole
 from fmdiff_helpers.endings import PeerEnded, Signals, keep, only_writer
+from fmdiff_helpers.entries import brief, without_place
 from fmdiff_helpers.run import DEFAULTS, Run
 
 CHECKPOINT_EVERY = 60.0  # seconds; one is also written after each validation
@@ -69,16 +69,6 @@ def check_recipe(recipe: dict, num_images: int) -> dict:
             f"and a multiple of the number of processes, {processes}"
         )
     return recipe
-
-
-def without_place(entry: Any) -> Any:
-    """Return an entry of a card, but of an autoencoder only the sha256: it is the same one after it has moved."""
-    return entry["sha256"] if isinstance(entry, dict) and "sha256" in entry else entry
-
-
-def brief(entry: Any) -> str:
-    """Return an entry of a card for a message, cut where it is long."""
-    return repr(entry) if len(repr(entry)) <= 200 else f"{repr(entry)[:200]}..."
 
 
 def read_checkpoint(path: Path, card: dict) -> dict:

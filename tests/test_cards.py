@@ -265,6 +265,7 @@ def test_a_card_that_lacks_an_entry_is_an_error_that_names_it(published, entry):
 
 DELETED = object()
 WHOLE = "expected a whole number from"
+OWN = {"pictures": "x", "number": 50, "held_out": 10, "shape": [3, 16, 16], "kinds": [], "sha256": "0"}
 NO_CLASS = "expected MODULE.CLASS of fmdiff_helpers"
 ODD_ENTRIES = [
     # network, the way to an entry, its new value, what the error says of it
@@ -321,6 +322,24 @@ ODD_ENTRIES = [
     ("unet", "recipe", "fast", "recipe is 'fast'; expected a dict"),
     ("unet", "recipe.lr", "1e-3", "recipe: 'lr' is '1e-3'; expected a number"),
     ("unet", "recipe.lr", -math.inf, "recipe: 'lr' is -inf; expected a number"),
+    ("unet", "data", 7, "data is 7; expected a text, or a dict with pictures, number, held_out, shape, kinds, sha256"),
+    ("unet", "data", OWN | {"path": "x"}, r"data is \{.*\}; expected a text, or a dict with pictures"),
+    ("unet", "data", OWN | {"number": 0}, "data: number is 0; expected a whole number from 1"),
+    ("unet", "data", OWN | {"held_out": True}, "data: held_out is True; expected a whole number"),
+    ("unet", "data", OWN | {"shape": [2, 16, 16]}, r"data: shape is \[2, 16, 16\]; expected \[1 or 3, height, width\]"),
+    ("unet", "data", OWN | {"shape": [3, 16, 999]}, "shape is .*999.*; expected .* of at most 64 pixels"),
+    ("unet", "data", OWN | {"shape": 3}, "data: shape is 3; expected"),
+    ("unet", "data", OWN | {"kinds": ["a", "a"]}, "data: kinds is .*; expected a list of at most 1000 different names"),
+    ("unet", "data", OWN | {"kinds": [["a"]]}, r"data: a name is \['a'\]; expected a text"),
+    (
+        "unet",
+        "data",
+        OWN | {"pictures": "../x"},
+        "data: a name is '../x'; expected a text of 1 to 255 characters that can",
+    ),
+    ("unet", "data", OWN | {"sha256": "z"}, "data: sha256 is 'z'; expected 64 hexadecimal digits"),
+    ("patch_unet", "data", OWN, "num_classes is 10; expected 0"),
+    ("patch_unet", "data", OWN | {"kinds": ["a", "b"]}, "num_classes is 10; expected 2"),
     ("unet", "sha256", 7, "sha256 is 7; expected 64 hexadecimal digits"),
     ("unet", "sha256", "a\nb", r"sha256 is 'a\\nb'; expected 64 hexadecimal digits"),
     ("unet", "autoencoder", {"name": "vae", "sha256": []}, r"autoencoder: sha256 is \[\]; expected 64 hex"),

@@ -34,6 +34,7 @@ from fmdiff_helpers import (
     metrics,
     recipes,
     results,
+    showing,
 )
 from fmdiff_helpers.arguments import seeds_for
 from fmdiff_helpers.checkpoints import load_pretrained, save_weights
@@ -251,7 +252,7 @@ def garments(monkeypatch) -> dict[str, list[torch.Tensor]]:
     drawn = {"train": draw_garments(300, seed=0), "test": draw_garments(250, seed=1)}
     drawn["validation"] = [part[-60:] for part in drawn["train"]]
     splits = {split: [part.to(device) for part in parts] for split, parts in drawn.items()}
-    for module in (data, leaderboard, evaluation):
+    for module in (data, leaderboard, evaluation, showing):
         monkeypatch.setattr(module, "load_fashion_mnist", lambda split, device="cpu": splits[split])
     return splits
 
@@ -412,10 +413,10 @@ def test_every_kind_has_its_name_and_its_number(here):
           for label in ("Hat", "10", "-1", "", "dres", "1.0")),
         ("tiny --label Dress", "label is 'Dress', but this network takes no labels; leave it out"),
         ("my_vae --label Dress", "label is 'Dress', but this network takes no labels"),
-        ("labelled --grid -o x.npz", "--grid needs all ten kinds in a .png"),
-        ("labelled --grid -o x.webp", "--grid needs all ten kinds in a .png"),
-        ("labelled --grid --label Bag", "--grid needs all ten kinds in a .png"),
-        ("tiny --grid", "--grid needs all ten kinds in a .png: a network that takes labels"),
+        ("labelled --grid -o x.npz", "--grid needs all kinds in a .png"),
+        ("labelled --grid -o x.webp", "--grid needs all kinds in a .png"),
+        ("labelled --grid --label Bag", "--grid needs all kinds in a .png"),
+        ("tiny --grid", "--grid needs all kinds in a .png: a network that takes labels"),
     ],
 )  # fmt: skip
 def test_sample_refuses(here, arguments, said):
@@ -556,7 +557,7 @@ USELESS = "is given, but means nothing for"
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        ("latent my_vae", "what to show is 'latent'; expected one of reconstructions, latents, path, loop"),
+        ("latent my_vae", "what to show is 'latent'; expected one of reconstructions, latents, path, loop, nearest"),
         ("latents my_vea", "there are no weights 'my_vea'; published are: "),
         ("latents my_vae -o x.gif", "the ending of --out is '.gif'; expected one of .png"),
         ("path my_unet -o x", "the ending of --out is ''; expected one of .png"),

@@ -79,6 +79,18 @@ def test_an_npz_holds_the_images_as_they_are_and_labels_where_there_are_some(tmp
     assert {name: array.tolist() for name, array in found.items()} == ({"labels": labels} if labels else {})
 
 
+def test_images_in_colour_are_a_picture_in_colour_also_below_names_and_channels_come_last_in_a_npz(tmp_path):
+    images = torch.cat([draw(4), draw(4, seed=1), draw(4, seed=2)], dim=1)
+    save_images(tmp_path / "x.npz", images)
+    save_images(tmp_path / "x.png", images, columns=2, heads=["a", "b"])
+    with np.load(tmp_path / "x.npz") as arrays:
+        np.testing.assert_array_equal(arrays["images"], images.permute(0, 2, 3, 1).numpy())
+    with Image.open(tmp_path / "x.png") as picture:
+        found = np.asarray(picture)
+    np.testing.assert_array_equal(found[24:][:84, :84], images[0].permute(1, 2, 0).numpy().repeat(3, 0).repeat(3, 1))
+    assert (found[0, 0] == 255).all() and found.shape[2] == 3
+
+
 def test_an_npz_of_plain_pictures_is_packed(tmp_path):
     save_images(tmp_path / "black.npz", torch.zeros(100, 1, 28, 28, dtype=torch.uint8))
     assert (tmp_path / "black.npz").stat().st_size < 100 * 28 * 28 / 10

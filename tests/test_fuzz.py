@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import typer
+from drawn_pictures import write_shapes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_networks import saved
 from typer.testing import CliRunner
 
-from fmdiff_helpers import cards, cli, data, evaluation, leaderboard, recipes
+from fmdiff_helpers import cards, cli, data, evaluation, leaderboard, recipes, showing
 from fmdiff_helpers.checkpoints import load_pretrained
 from fmdiff_helpers.metrics import Judge
 from fmdiff_helpers.recipes import cosine
@@ -53,7 +54,7 @@ NASTY = [
 ]
 USUAL = {
     "name": [*NETWORKS, "all", "mine.npz"],
-    "what": ["reconstructions", "latents", "path", "loop"],
+    "what": ["reconstructions", "latents", "path", "loop", "nearest"],
     "out": PATHS,
     "n": ["1", "12", "200"],
     "seeds": ["1", "2"],
@@ -69,6 +70,10 @@ USUAL = {
     "epochs": ["0.01"],
     "batch_size": ["16"],
     "autoencoder": ["vae"],
+    "folder": ["shapes", "folder", "mine.npz"],
+    "images": ["shapes", "mine.npz"],
+    "size": ["16", "64"],
+    "judge": ["unet"],
 }
 
 
@@ -90,6 +95,7 @@ def write_folder(folder: Path) -> None:
     (folder / "here" / "empty.npz").touch()
     images, labels = draw_garments(60)
     np.savez(folder / "here" / "mine.npz", images=images.numpy(), labels=labels.numpy())
+    write_shapes(folder / "here" / "shapes", 50, size=16)
 
 
 def measure_few(judge, n, seeds, *networks) -> dict:
@@ -116,7 +122,7 @@ def small(tmp_path_factory, on_the_processor) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cards, "PUBLISHED", folder / "published")
         judge = Judge(load_pretrained("classifier"), drawn["train"][0], drawn["test"][0])
-        for module in (data, leaderboard, evaluation):
+        for module in (data, leaderboard, evaluation, showing):
             patch.setattr(module, "load_fashion_mnist", lambda split="train", device="cpu": drawn[split])
         patch.setattr(evaluation, "load_judge", lambda device, split="test": judge)
         patch.setattr(evaluation, "LEAST_IMAGES", 20)

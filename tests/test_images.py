@@ -167,7 +167,7 @@ def test_images_and_labels_of_a_file_are_read(tmp_path):
         (pickle.dumps(FLAT), "is no .npz file, or damaged"),
         (packed(images=FLAT)[:9000], "is no .npz file, or damaged"),
         (damaged(), "cannot be read (Bad CRC-32"),
-        (too_large(), "cannot be read (its arrays take 1,048,576,000 bytes, more than 60,000 images do)"),
+        (too_large(), "cannot be read (its arrays take 1,048,576,000 bytes; expected at most 376,320,000)"),
         (packed(samples=FLAT, y=KINDS), "holds samples, y, but no `images`"),
         (packed(), "holds nothing, but no `images`"),
         (packed(images=np.array([Trap()])), "cannot be read (Object arrays cannot be loaded when allow_pickle=False)"),

@@ -122,8 +122,19 @@ def test_tile_puts_images_row_by_row_with_white_at_their_right_and_bottom(column
         assert torch.equal(place[:5, :7], image[0]) and (place[5:] == white).all() and (place[:, 7:] == white).all()
 
 
-RGB = IMAGES.expand(-1, 3, -1, -1)
-NO_GRIDS = [(IMAGES, 4), (IMAGES, 12), (IMAGES, 0), (IMAGES, -3), (IMAGES[:0], 2), (RGB, 3), (IMAGES[0], 1)]
+RGB = torch.cat([IMAGES, IMAGES.flip(0), 255 - IMAGES], dim=1)
+TWO = IMAGES.expand(-1, 2, -1, -1)
+NO_GRIDS = [(IMAGES, 4), (IMAGES, 12), (IMAGES, 0), (IMAGES, -3), (IMAGES[:0], 2), (TWO, 3), (IMAGES[0], 1)]
+
+
+@pytest.mark.parametrize("convert", [lambda x: x, to_model], ids=["uint8", "float"])
+def test_images_in_colour_are_tiled_colour_by_colour_and_drawn_as_they_are(convert):
+    picture = tile(RGB, 3, 2)
+    assert picture.shape == (2 * 7, 3 * 9, 3) and torch.equal(
+        picture, torch.stack([tile(x, 3, 2) for x in RGB.movedim(1, 0)[:, :, None]], dim=2)
+    )
+    (shown,) = image_grid(convert(RGB), 3).axes[0].images
+    np.testing.assert_allclose(shown.get_array() * 255, tile(RGB, 3, 1).numpy(), atol=1e-3)
 
 
 @pytest.mark.parametrize("images, columns", NO_GRIDS)

@@ -31,8 +31,9 @@ FLOORS = [
         "filmstrip",
         "reports",
         "batching",
-        "cards",
+        "entries",
     },
+    {"cards"},
     {"data", "checkpoints", "diffusion", "endings", "flows", "images", "plots", "alt_text", "models"},
     {
         "start",
@@ -40,6 +41,7 @@ FLOORS = [
         "export",
         "flow_samplers",
         "metrics",
+        "pictures",
         "samplers",
         "guidance",
         "run",
@@ -48,9 +50,10 @@ FLOORS = [
         "unet_plots",
         "planes",
     },
-    {"drawing", "processes", "train", "repair"},
-    {"recipes", "latent_paths", "leaderboard", "results", "controls"},
+    {"drawing", "processes", "train", "repair", "picture_reports"},
+    {"recipes", "picture_judge", "latent_paths", "leaderboard", "results", "controls"},
     {"latent_plots", "explorer", "evaluation"},
+    {"showing", "picture_evaluation"},
     {"explorers", "flow_explorer", "repair_explorer", "cli"},
 ]
 

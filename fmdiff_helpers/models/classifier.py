@@ -52,10 +52,10 @@ class ResidualBlock(nn.Module):
         return F.relu(x + self.conv2(F.relu(self.conv1(x))))
 
 
-def convolutions(width: int) -> nn.Sequential:
-    """Return layers that turn images (B, 1, 28, 28) into maps (B, 4 * width, 7, 7)."""
+def convolutions(width: int, channels: int = 1) -> nn.Sequential:
+    """Return layers that turn images (B, channels, 28, 28) into maps (B, 4 * width, 7, 7)."""
     return nn.Sequential(
-        conv_norm(1, width),
+        conv_norm(channels, width),
         nn.ReLU(),
         conv_norm(width, 2 * width, stride=2),  # 14 x 14
         nn.ReLU(),

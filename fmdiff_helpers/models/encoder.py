@@ -7,7 +7,7 @@ from fmdiff_helpers.models.classifier import convolutions
 
 
 class Encoder(nn.Module):
-    """Describe images (B, 1, 28, 28) in [-1, 1] by directions (B, `directions`), which training compares.
+    """Describe images (B, channels, H, W) in [-1, 1] by directions (B, `directions`), which training compares.
 
     What measures compare are the `features` before the last two layers: these two forget what training does not need.
     (Chen et al. 2020, section 4.2)
@@ -15,9 +15,9 @@ class Encoder(nn.Module):
 
     kind = "encoder"
 
-    def __init__(self, width: int = 32, directions: int = 64):
+    def __init__(self, width: int = 32, directions: int = 64, channels: int = 1):
         super().__init__()
-        self.body = convolutions(width)
+        self.body = convolutions(width, channels)
         self.project = nn.Sequential(nn.Linear(4 * width, 4 * width), nn.ReLU(), nn.Linear(4 * width, directions))
 
     def features(self, x: Tensor) -> Tensor:

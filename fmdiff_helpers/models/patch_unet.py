@@ -110,7 +110,7 @@ class Up(nn.Module):
 
 
 class PatchUNet(nn.Module):
-    """Predict v, or the noise, of xt (B, 1, H, W) at step t (B,) with labels y (B,); the shape is that of xt.
+    """Predict v, or the noise, of xt (B, channels, H, W) at step t (B,) with labels y (B,); the shape is that of xt.
 
     The levels have `width` times each of `mults` channels. The outermost level has one place for each patch of
     `patch_size` x `patch_size` pixels; H and W are multiples of `patch_size`. Label `num_classes` is the null label
@@ -128,20 +128,21 @@ class PatchUNet(nn.Module):
         attention: bool = True,
         norm: str = "group",
         dropout: float = 0.0,
+        channels: int = 1,
     ):
         super().__init__()
         self.num_classes, self.patch_size = num_classes, patch_size
         widths, emb_dim = [width * mult for mult in mults], 4 * width
         conv = partial(DoubleConv, emb_dim=emb_dim, norm=norm, dropout=dropout)
         self.time, self.label = TimeEmbedding(width), nn.Embedding(num_classes + 1, emb_dim)
-        self.stem = PatchConv(1, widths[0], patch_size)
+        self.stem = PatchConv(channels, widths[0], patch_size)
         self.first = conv(widths[0], widths[0])
         self.down = nn.ModuleList(Down(conv(outer, inner), attention) for outer, inner in pairwise(widths))
         self.middle = conv(widths[-1], widths[-1])
         levels = reversed(list(pairwise(widths)))
         self.up = nn.ModuleList(Up(inner, conv(2 * outer, outer), attention) for outer, inner in levels)
         self.last = conv(2 * widths[0], widths[0])
-        self.out = PatchExpand(widths[0], 1, patch_size)
+        self.out = PatchExpand(widths[0], channels, patch_size)
         nn.init.zeros_(self.out.mix.weight)  # the untrained network predicts 0, the best guess without data
         nn.init.zeros_(self.out.mix.bias)
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from fmdiff_helpers.batching import mean_of_processes
 from fmdiff_helpers.diffusion import add_noise, draw_noise, simple_loss, v_loss, validation_loss, x0_loss
+from fmdiff_helpers.entries import GARMENT, image_shape
 from fmdiff_helpers.samplers import noise_from_v, noise_predictor, sample_ddim, sample_ddpm
 from fmdiff_helpers.schedules import (
     Schedule,
@@ -59,12 +60,12 @@ class ScheduledLoss(nn.Module):
 class Diffusion:
     """Add noise by a schedule, and learn to predict `target`: the noise ("eps"), the data ("x0") or the velocity ("v").
 
-    ValueError for another target.
+    `shape` is that of one image. ValueError for another target.
     """
 
     schedule: Schedule
     target: str = "eps"
-    shape = (1, 28, 28)
+    shape: tuple[int, ...] = GARMENT
     kind = "denoiser"
 
     def __post_init__(self):
@@ -78,7 +79,7 @@ class Diffusion:
         """Build it from beta="cosine_beta", T=200 and target="v"; ValueError for a `beta` or `target` that is none."""
         if beta not in BETAS:
             raise ValueError(f"beta is {beta!r}; expected one of {', '.join(BETAS)}")
-        return cls(Schedule(BETAS[beta](T)).to(device), target)
+        return cls(Schedule(BETAS[beta](T)).to(device), target, image_shape(card))
 
     @property
     def device(self) -> torch.device:
