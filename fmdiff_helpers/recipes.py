@@ -28,7 +28,7 @@ from fmdiff_helpers.data import NUM_VALIDATION, describe_data, is_there, load_fa
 from fmdiff_helpers.drawing import Drawer, autoencoder_of, load_drawer
 from fmdiff_helpers.endings import Signals, only_writer
 from fmdiff_helpers.entries import number_of_kinds, own_pictures
-from fmdiff_helpers.guidance import drop_labels, guided
+from fmdiff_helpers.guidance import guided
 from fmdiff_helpers.pictures import Pictures, check_enough
 from fmdiff_helpers.train import Run, check_folder, check_recipe, train
 
