@@ -184,6 +184,15 @@ def test_a_picture_keeps_its_text_wherever_the_notebook_has_it(data, metadata, e
     assert kept.keys() == {"lessons/a.png"} and kept["lessons/a.png"].startswith(b"\x89PNG")
 
 
+def test_a_picture_in_a_text_is_within_the_page_and_one_from_elsewhere_is_refused():
+    renderer = website_html.PageRenderer(website_html.Formulas(), str)
+    shown = renderer.image("two <shirts>", "../figures/01_forward_noising.png")
+    assert shown.startswith('<img src="data:image/png;base64,iVBOR') and 'alt="two &lt;shirts&gt;"' in shown
+    for url in ("https://example.org/figures/01_forward_noising.png?", "figures/none.png", "../data/README.md"):
+        with pytest.raises(SystemExit, match="a picture in a text"):
+            renderer.image("a shirt", url)
+
+
 def test_links_lead_to_pages_else_to_the_repository_else_nowhere(monkeypatch):
     paths = {"notebooks/01_a.ipynb": "lessons/01_a.html", "docs/b.md": "docs/b.html"}
     leads_to = website.find_link("notebooks/01_a.ipynb", "lessons/01_a.html", paths)

@@ -123,8 +123,12 @@ class PageRenderer(IPythonRenderer):
         return text if target is None else f'<a href="{html.escape(target)}">{text}</a>'
 
     def image(self, text: str, url: str, title: str | None = None) -> str:
-        """Refuse: texts hold no pictures, those of lessons are outputs."""
-        raise SystemExit(f"a picture in a text, {url}: make it an output of a cell")
+        """Return a picture of the folder `figures`, within the page; those of lessons are outputs of cells."""
+        file = ASSETS.parents[1] / "figures" / Path(url).name
+        if not url.endswith(f"figures/{file.name}") or not file.is_file():
+            raise SystemExit(f"a picture in a text, {url}: put it into figures/, or make it an output of a cell")
+        shown = base64.b64encode(file.read_bytes()).decode()
+        return f'<img src="data:image/png;base64,{shown}" alt="{html.escape(text)}">'
 
     def block_code(self, code: str, info: str | None = None) -> str:
         """Return a block of code, in colours if it says that it is Python."""
