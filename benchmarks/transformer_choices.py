@@ -50,6 +50,7 @@ VARIANTS = {
     "four times the rate": {"recipe": LINEAR["recipe"] | {"lr": 4e-3}},
 }
 PUBLISHED_VARIANTS = ("linear", "softmax", "eps")  # these are in data/weights
+TARGETS = ("linear", "x0, loss of eps", "eps")  # these have a table of their own, too
 ANOTHER_COST = ("softmax", "patches of 2", "patches of 7")  # their steps take another time than those of "linear"
 
 
@@ -132,7 +133,8 @@ def measure(name: str) -> None:
         measured.append(judge.measure(to_uint8(samples), y) | {"spread": spread_within(samples, y)})
     floor = judge.floor(n, seeds, kinds_of(judge))
     found = {"floor": mean_and_spread(floor), name: mean_and_spread(measured)}
-    publish("transformer", table, found, **compared(split, n), steps=STEPS, device="cpu")
+    for each in [table] + ["targets"] * (name in TARGETS):
+        publish("transformer", each, found, **compared(split, n), steps=STEPS, device="cpu")
 
 
 if __name__ == "__main__":
