@@ -38,6 +38,8 @@ ROWS = {
         "guidance": 2.5,
         "guide": "latent_unet_unit_1",
     },
+    "shortcut_unet": {"name": "shortcut_unet", "num_steps": 1},
+    "shortcut_unet, 2 steps": {"name": "shortcut_unet", "num_steps": 2},
     "patch_unet": {"name": "patch_unet", "num_steps": 20},
     "patch_unet, noisy": {"name": "patch_unet", "num_steps": 50, "eta": 1.0},
     "patch_unet, all steps": {"name": "patch_unet", "num_steps": 200},

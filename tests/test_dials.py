@@ -34,13 +34,16 @@ REFUSED = {
         "num_chains": ("expected a whole number from 1 to 1000", [0, 1001]),
     },
     "08": {
-        "rows_again": ("expected a whole number from 0 to 11", [-1, 12]),
+        "rows_again": ("expected a whole number from 0 to 18", [-1, 19]),
         "some": ("expected a whole number from 390 to 10000", [389, 10_001]),
+    },
+    "09": {
+        "steps": ("expected a whole number of at least 2", [1, 0, 2.5]),
     },
 }
 for number, dials in REFUSED.items():
     dials["seed"] = (SEED, [-1, LARGEST_SEED + 1])
-    if number not in ("01", "08"):
+    if number not in ("01", "08", "09"):
         dials["epochs"] = (EPOCHS, [-1, "all"])
 
 
