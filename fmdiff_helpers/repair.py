@@ -34,6 +34,7 @@ def rectify(x: Tensor, measurement: Measurement, seen: Tensor) -> Tensor:
     """Return the pictures nearest to x (B, C, H, W) whose measurement is `seen`: x + A^+ (seen - A x).
 
     The part of x that the measurement does not see, its null space, stays. (Wang et al. 2023, eq. 13)
+    Built in lesson 10.
     """
     return x + measurement.pseudo_inverse(seen - measurement.apply(x))
 
@@ -42,7 +43,7 @@ def seen_before(k: int, measurement: Measurement, seen: Tensor, eps: Tensor, cha
     """Return what the measurement would see before step k, where the picture holds the noise `eps`.
 
     A is linear: A (a x0 + b eps) = a A x0 + b A eps, where a and b are the scales of step k - 1. At k = 0 it is `seen`.
-    (Lugmayr et al. 2022, eq. 8a, for any linear measurement)
+    (Lugmayr et al. 2022, eq. 8a, for any linear measurement) Built in lesson 10.
     """
     signal, noise = chain.alpha_bar_prev[k].sqrt(), (1 - chain.alpha_bar_prev[k]).sqrt()
     return signal * seen + noise * measurement.apply(eps)
@@ -51,7 +52,10 @@ def seen_before(k: int, measurement: Measurement, seen: Tensor, eps: Tensor, cha
 def look(
     model: Callable, x: Tensor, k: int, steps: Tensor, chain: Schedule, y: Tensor | None, clip: float
 ) -> tuple[Tensor, Tensor]:
-    """Return what the model predicts at step k of `chain`, which is step steps[k] for it: the noise, and the x0."""
+    """Return what the model predicts at step k of `chain`, which is step steps[k] for it: the noise, and the x0.
+
+    Built in lesson 10.
+    """
     index = torch.full(x.shape[:1], k, device=x.device)
     eps_hat = model(x, steps[index], y)
     return eps_hat, x0_from_eps(x, index, eps_hat, chain).clamp(-clip, clip)
@@ -66,7 +70,10 @@ def step_back(
     eps_hat: Tensor,
     generator: torch.Generator | None,
 ) -> Step:
-    """Walk DDPM's step k of `chain` with this x0_hat. (Ho et al. 2020, algorithm 2, with the variance of eq. 7)"""
+    """Walk DDPM's step k of `chain` with this x0_hat. (Ho et al. 2020, algorithm 2, with the variance of eq. 7)
+
+    Built in lesson 10.
+    """
     mean, variance = posterior(x0_hat, x, torch.full(x.shape[:1], k, device=x.device), chain)
     noise = variance.sqrt() * torch.randn(x.shape, generator=generator, device=x.device)
     return Step(int(steps[k]), x, x0_hat, eps_hat, noise, mean + noise)
@@ -89,7 +96,7 @@ def sample_replacing(
     """Walk from noise x (B, ...) to samples; after each step, what the measurement sees is put in, with fresh noise.
 
     With a `Mask` these are the known pixels. The step itself knows nothing of them, so that the two parts may not fit.
-    (Song et al. 2021, "Score-based generative modeling through stochastic differential equations")
+    (Song et al. 2021, "Score-based generative modeling through stochastic differential equations") Built in lesson 10.
     """
     check_seen(measurement, x, seen)
     steps, chain = respace(schedule, num_steps)
@@ -145,7 +152,7 @@ def sample_repaint(
     It asks the model about `repeats` times as often; `jump` is how many steps it goes back at a time. Of Gaussian data
     the mean becomes right. The spread does at first; with very many repetitions it becomes too small, because each step
     adds less noise than it should.
-    (Lugmayr et al. 2022, algorithm 1)
+    (Lugmayr et al. 2022, algorithm 1) Built in lesson 10.
     """
     check_seen(measurement, x, seen)
     steps, chain = respace(schedule, num_steps)
@@ -182,7 +189,7 @@ def sample_ddnm(
     """Walk from noise x (B, ...) to samples; each predicted x0 is made to fit what the measurement sees.
 
     The samples fit exactly, where the measurement's pseudo-inverse cuts nothing off; they also repeat its noise.
-    (Wang et al. 2023, DDNM's sampling algorithm, eqs. 13 and 14)
+    (Wang et al. 2023, DDNM's sampling algorithm, eqs. 13 and 14) Built in lesson 10.
     """
     check_seen(measurement, x, seen)
     steps, chain = respace(schedule, num_steps)
@@ -210,7 +217,7 @@ def look_and_compare(
     """Return what `look` does, and the gradient (B, ...) of the error |seen - A x0_hat| with respect to x.
 
     The error is one length for each picture. Its gradient goes through the model, and is 0 where x0_hat is clipped.
-    (Chung et al. 2023, algorithm 1)
+    (Chung et al. 2023, algorithm 1) Built in lesson 10.
     """
     x = x.detach().requires_grad_()
     eps_hat, x0_hat = look(model, x, k, steps, chain, y, clip)
@@ -239,7 +246,7 @@ def sample_dps(
     The error is |seen - A x0_hat|, so that its gradient has about the same length for few numbers seen as for many.
     The samples fit only nearly, which suits a `seen` with noise. It keeps the model's whole graph: several times the
     memory of the others. ValueError unless `strength` is finite and at least 0.
-    (Chung et al. 2023, algorithm 1, with the step size divided by the error)
+    (Chung et al. 2023, algorithm 1, with the step size divided by the error) Built in lesson 10.
     """
     check_seen(measurement, x, seen)
     if not 0 <= strength < math.inf:
@@ -279,7 +286,7 @@ def sample_sdedit(
     """Add the noise of step `depth` to pictures x0 (B, ...), which may be sketches, and walk back from there by DDPM.
 
     Noise hides small things first: what it hides, the model draws anew. `num_steps`, at most depth + 1, are spread
-    over the steps up to `depth`. (Meng et al. 2022)
+    over the steps up to `depth`. (Meng et al. 2022) Built in lesson 10.
     """
     chain = first_steps(schedule, depth)
     eps = torch.randn(x0.shape, generator=generator, device=x0.device)
@@ -301,6 +308,7 @@ def change_kind(
 
     Both ways are DDIM's, without any new noise, so that what the label does not say, such as the cut, can stay. With
     the same labels the pictures return, the better the more steps. (Song et al. 2021, section 4.3, DDIM)
+    Built in lesson 10.
     """
     chain = first_steps(schedule, depth)
     x = invert_ddim(model, x0, chain, num_steps, y)
@@ -312,6 +320,7 @@ def posterior_weights(x: Tensor, measurement: Measurement, seen: Tensor, noise: 
 
     If x are draws of the data, the weighted draws are draws of the data given what was seen, exactly, in the limit of
     many: importance sampling. `noise`, above 0, is the standard deviation of the measurement's Gaussian noise.
+    Built in lesson 10.
     """
     if not 0 < noise < math.inf:
         raise ValueError(f"noise is {noise!r}; expected a standard deviation above 0: without noise no draw fits")
@@ -323,5 +332,8 @@ def posterior_weights(x: Tensor, measurement: Measurement, seen: Tensor, noise: 
 
 
 def effective_number(weights: Tensor) -> Tensor:
-    """Return 1 / (sum of the squared weights) (B,): how many equal draws would say as much as weights (B, N) do."""
+    """Return 1 / (sum of the squared weights) (B,): how many equal draws would say as much as weights (B, N) do.
+
+    Built in lesson 10.
+    """
     return 1 / weights.square().sum(dim=1)

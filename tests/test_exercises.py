@@ -10,7 +10,7 @@ import nbformat
 import pytest
 import torch
 
-NUMBERS = ("01", "02", "03", "04", "05", "06", "07", "08", "09")
+NUMBERS = ("01", "02", "03", "04", "05", "06", "07", "08", "09", "10")
 ANSWERS = {number: import_module(f"answers_{number}") for number in NUMBERS}
 CELLS = {}
 for path in sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb")):
