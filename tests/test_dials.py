@@ -40,10 +40,14 @@ REFUSED = {
     "09": {
         "steps": ("expected a whole number of at least 2", [1, 0, 2.5]),
     },
+    "10": {
+        "draws": ("expected a whole number of at least 2", [1, 2.5]),
+        "steps": ("expected a whole number from 10 to 200", [9, 201]),
+    },
 }
 for number, dials in REFUSED.items():
     dials["seed"] = (SEED, [-1, LARGEST_SEED + 1])
-    if number not in ("01", "08", "09"):
+    if number not in ("01", "08", "09", "10"):
         dials["epochs"] = (EPOCHS, [-1, "all"])
 
 

@@ -18,6 +18,7 @@ BENCHMARKS = sorted((ROOT / "benchmarks").rglob("*.py"))
 # The functions of benchmarks that report on the test images; all others compare, so that one may choose.
 REPORTS = {
     "bugs.py": {"measure"},
+    "flows.py": {"measure_few"},
     "gpu_parts/good.py": {"distances", "quality"},
     "latents.py": {"measure_reported"},
     "leaderboard.py": {"measure_board", "measure_kinds"},
