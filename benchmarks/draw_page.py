@@ -140,7 +140,7 @@ def table() -> str:
     result = json.loads(RESULT.read_text())
     rows = {"first pictures after opening": result["first pictures"]}
     rows |= result["drawing"]
-    lines = ["| what | processor seconds | seconds, beside other work |", "|---|---|---|"]
+    lines = ["| what | processor seconds | seconds |", "|---|---|---|"]
     for name, times in rows.items():
         spans = [times[kind] for kind in ("processor_seconds", "seconds")]
         lines.append(
