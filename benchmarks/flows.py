@@ -1,6 +1,6 @@
 """Train the network of lesson 09 that draws in one call, and measure networks that draw in few.
 
-uv run python benchmarks/flows.py train            `shortcut_unet`, into runs/shortcut_unet; half an hour of a core
+uv run python benchmarks/flows.py train            `shortcut_unet`, into runs/shortcut_unet; 6,000 steps
 uv run python benchmarks/flows.py few [NAME ...]   1 to 8 steps, on the test images, into the card of `shortcut_unet`
 
 Names: those of `FEW`.

@@ -151,7 +151,7 @@ def test_a_network_is_published_with_what_it_and_those_before_it_measured(traine
     for fd in (3.0, 2.0, 1.0):
         (tmp_path / "measures.json").write_text(f'{{"fd": [{fd}, 0.1]}}')
         card = read_card(trained("Fashion-MNIST, training split"))
-    assert card["measures"] == {"fd": [1.0, 0.1]} and card["command"] == "fmdiff train small"
+    assert card["measures"] == {"fd": [1.0, 0.1], "network": "small"} and card["command"] == "fmdiff train small"
     assert card["data"] == "Fashion-MNIST, training split" and card["torch"] and card["version"]
     assert [each["measures"]["fd"][0] for each in card["earlier"]] == [3.0, 2.0]
     assert card["earlier"][0]["arguments"] == {"width": 2} and "earlier" not in card["earlier"][1]

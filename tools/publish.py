@@ -28,7 +28,7 @@ def publish(folder: str, name: str, command: str, measures: str) -> Path:
     if not data.startswith("Fashion-MNIST"):
         raise SystemExit(f"{folder} was trained on the {data}; set FMDIFF_DATA and train again")
     card |= {"command": command, "version": version("fmdiff-helpers"), "torch": torch.__version__.split("+")[0]}
-    card["measures"] = json.loads(Path(measures).read_text(encoding="utf-8"))
+    card["measures"] = json.loads(Path(measures).read_text(encoding="utf-8")) | {"network": name}  # not its folder
     path = PUBLISHED / f"{name}.safetensors"
     if path.with_suffix(".json").exists():
         before = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
