@@ -131,10 +131,10 @@ def curves(
 def tradeoff(lines: dict[str, Sequence[tuple[float, float, str]]], xlabel: str, ylabel: str, floor: float) -> Figure:
     """Draw named lines through points (x, y, label) on logarithmic axes; the area below `floor` is grey.
 
-    Names that agree up to the first comma share a colour; each has another marker. The thick grey line is the Pareto
-    front: the points that no other point beats in both x and y.
+    Names that agree up to the first comma share a colour; each has another marker. Discs on a thick grey line
+    show the Pareto front: the points that no other point beats in both x and y.
     """
-    figure, (axis,) = new_figure(10, 5.4)
+    figure, (axis,) = new_figure(10, 6.2)
     kin = {name: [other for other in lines if other.split(",")[0] == name.split(",")[0]] for name in lines}
     colors = {name: COLORS[k % len(COLORS)] for k, name in enumerate(dict.fromkeys(names[0] for names in kin.values()))}
     for name, points in lines.items():
@@ -145,7 +145,7 @@ def tradeoff(lines: dict[str, Sequence[tuple[float, float, str]]], xlabel: str, 
     points, best = sorted(point for points in lines.values() for point in points), []
     for x, y, _ in points:
         best += [(x, y)] if not best or y < best[-1][1] else []
-    axis.plot(*zip(*best, strict=True), color="black", linewidth=6, alpha=0.15, zorder=0)
+    axis.plot(*zip(*best, strict=True), "o-", color="black", linewidth=6, markersize=16, alpha=0.15, zorder=0)
     axis.set(xlabel=xlabel, ylabel=ylabel, xscale="log", yscale="log", ylim=(0.7 * floor, None))
     label_plainly(axis.xaxis, axis.yaxis)
     axis.axhspan(0.7 * floor, floor, color="black", alpha=0.1)

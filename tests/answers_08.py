@@ -70,11 +70,18 @@ WRONG = {
         (CLOSE + "return (near < close).sum()", "divide by the number"),
         (CLOSE + "return 100 * (near < close).float().mean()", "from 0 to 1"),
         (CLOSE + "return near < close", "expected one number, got a Tensor"),
-        (CLOSE + "return close", "use all three sets"),
+        (CLOSE + "return close", "check where each distance starts"),
         (CLOSE + "close = near.quantile(0.05); return (near < close).float().mean()", "from `real`"),
         (CLOSE + "close = 17.9; return (near < close).float().mean()", "must come from `real` and `train`"),
         (CLOSE + "return (nearest(drawn, real)[0] < close).float().mean()", "expected 0.3"),
-        ("return 0.3", "expected 0.6"),
+        ("return 0.3", "expected 0.5"),
+        *[(CLOSE.replace("0.05", q) + "return (near < close).float().mean()", "the quantile") for q in ("0.1", "0.15")],
+        (CLOSE + "close = 0.05 * nearest(real, train)[0].max(); return (near < close).float().mean()", "the quantile"),
+        (
+            "grey = lambda x: x.float().mean((1, 2, 3)); d = lambda a: (grey(a)[:, None] - grey(train)).abs().amin(1); "
+            "return (d(drawn) < d(real).quantile(0.05)).float().mean()",
+            "expected 0.5",
+        ),
         ("return 1", "expected 0.3"),
     ],
     (2, BOOTSTRAP): [
@@ -108,6 +115,11 @@ WRONG = {
             + "return fd.mean(), fd.std()",
             "of `found`",
         ),
+        (
+            COMPREHENSION.format(CHOSEN).replace("range(times)", "range(max(times - 1, 1))")
+            + "return np.mean(fd.numpy()), np.std(fd.numpy())",
+            "make two sets",
+        ),
         ("times = 300; " + COMPREHENSION.format(CHOSEN) + "return fd.mean(), fd.std()", "times = 2"),
         (
             "generator = torch.Generator().manual_seed(0); "
@@ -128,7 +140,17 @@ WRONG = {
         (SHUFFLED + SCORES + "return np.mean(fd)", "the mean of the FDs"),
         (SHUFFLED + SCORES + "return fd", "expected one number, got a list"),
         (SHUFFLED + "return frechet_distance(found, real) - 0.3", "put a line through the FDs"),
+        ("return frechet_distance(found, real)", "for each n of `numbers`"),
+        ("return 0.96 * frechet_distance(found[: max(numbers)], real)", "for each n of `numbers`"),
+        (
+            SHUFFLED + "numbers = [500, 1000, 2000]; " + SCORES + INVERSE + "return np.polyfit(x, fd, 1)[1]",
+            "for each n",
+        ),
+        (
+            SHUFFLED + SCORES.replace(", real)", ", real[:n])") + INVERSE + "return np.polyfit(x, fd, 1)[1]",
+            "all of `real`",
+        ),
         ("return 0.0", "expected about 4, got 0.00"),
-        ("return 4.0", "expected about 9"),
+        ("return 4.0", "for each n of `numbers`"),
     ],
 }
