@@ -126,15 +126,24 @@ def test_the_front_page_is_small_and_shows_every_lesson(site):
 
 
 @needs_node
-def test_search_knows_each_section_of_each_lesson(site):
+def test_search_knows_each_section_of_each_lesson_and_of_the_page_that_draws(site):
     script = (site / "assets/search-index.js").read_text(encoding="utf-8")
     index = json.loads(script.removeprefix("const searchIndex = ").rstrip(";\n"))
     addresses = {address for _, _, address, *_ in index}
-    for path in LESSONS:
+    for path in [*LESSONS, "draw.html"]:
         for heading in soup(site / path).select("main :is(h1, h2, h3)"):
             assert f"{path}#{heading['id']}" in addresses
+    assert not any("JavaScript, which is switched off" in row[3] for row in index)
     index = [row for row in index if not row[2].startswith("docs/")]  # which name folders of Windows
     assert not any(re.search(r"[\ue000-\ue00f]|\\[a-z]", text) for row in index for text in row[:4])
+
+
+@needs_node
+def test_the_header_of_each_page_leads_to_lessons_terms_and_the_page_that_draws(site):
+    for path in PATHS:
+        links = [link["href"] for link in soup(site / path).select('nav[aria-label="Site"] a')]
+        found = [posixpath.normpath(posixpath.join(posixpath.dirname(path), link)) for link in links]
+        assert found == ["index.html#lessons", "words.html", "draw.html"], path
 
 
 @needs_node

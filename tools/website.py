@@ -149,12 +149,12 @@ def all_pages(formulas: Formulas, kept: dict[str, bytes]) -> dict[str, str]:
     sources = [source for source in paths if source.endswith(".md") and source != "README.md"]
     documents = [text_page(source, paths, formulas) for source in sources]
     words, missing = words_page(lessons, formulas)
-    pages = [front, *lessons, *documents, words, Page("search.html", "Search", SEARCH, [(1, "Search", "search")])]
-    pages.append(draw_page(kept))
+    found = [*lessons, *documents, words, draw_page(kept)]  # by search; the front page has the README's words alone
+    pages = [front, *found, Page("search.html", "Search", SEARCH, [(1, "Search", "search")])]
     links = {"index.html#lessons": "Lessons", "words.html": "Symbols and terms", "draw.html": "Draw"}
     if missing:
         print(f"In words.toml, but in no lesson: {', '.join(missing)}")
-    index = search_index([*lessons, *documents, words], formulas)
+    index = search_index(found, formulas)
     kept["assets/search-index.js"] = f"const searchIndex = {json.dumps(index, ensure_ascii=False)};\n".encode()
     return {page.path: whole(page, front.name, lessons, links) for page in pages}
 

@@ -44,8 +44,10 @@ def readable(tex: str) -> str:
 def sections(page: Page) -> Iterator[tuple[str, str, list[Tag]]]:
     """Yield anchor, heading and elements of each section of a page, up to the next heading of any level."""
     name, title, elements = "", "", []
-    # Without the colours of the code and without players: they are most of the page, and hold no words.
-    body = re.sub(r'<figure class="fmdiff-film".*?</figure>|<span class="\w+">|</span>', "", page.body, flags=re.S)
+    # Without the colours of the code and without players: they are most of the page, and hold no words. And without
+    # what is said where scripts do not run: there search does not run, either.
+    unsaid = r'<figure class="fmdiff-film".*?</figure>|<noscript>.*?</noscript>|<span class="\w+">|</span>'
+    body = re.sub(unsaid, "", page.body, flags=re.S)
     for element in BeautifulSoup(body, "html.parser").find_all([*HEADINGS, "p", "li", "td", "pre"]):
         if element.name in HEADINGS:
             if elements or title:

@@ -175,6 +175,7 @@ function setUp() {
   });
   form.addEventListener("submit", event => event.preventDefault());
   fitPlace();
+  tell("Starting …");
   ask({ lively: true });
 }
 
