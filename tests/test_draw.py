@@ -19,6 +19,8 @@ from website_html import ASSETS, MODULES
 from fmdiff_helpers.cards import WeightsError, build_process, read_card
 from fmdiff_helpers.checkpoints import load_pretrained
 from fmdiff_helpers.drawing import load_drawer
+from fmdiff_helpers.flow_samplers import sample_jumps
+from fmdiff_helpers.flows import flow_of, step_at
 from fmdiff_helpers.guidance import NULL, guided
 from fmdiff_helpers.processes.diffusion import Diffusion
 from fmdiff_helpers.samplers import respace, sample_ddim
@@ -100,6 +102,43 @@ def test_the_page_walks_as_the_package_does(w, eta, clip, weak):
 
 
 @needs_node
+@pytest.mark.parametrize("T", [200, 1000])
+def test_a_time_of_the_page_is_the_same_step_as_in_the_package(T):
+    times = torch.linspace(0, 1, 41, dtype=torch.float64)
+    found = in_node(
+        """const schedule = sampler.makeSchedule(sampler.BETAS.cosine_beta(given.T));
+        return given.times.map(t => sampler.stepAt(t, schedule));""",
+        T=T,
+        times=times.tolist(),
+    )
+    assert found == pytest.approx(step_at(times, Schedule(cosine_beta(T))).tolist(), abs=1e-6)
+
+
+@needs_node
+@pytest.mark.parametrize("K", [1, 2, 3, 8])
+def test_the_page_jumps_as_the_package_does(K):
+    x, y, steps = torch.randn((3, 5), generator=torch.Generator().manual_seed(0)), torch.tensor([0, 7, 9]), []
+    found = in_node(
+        """const schedule = sampler.makeSchedule(sampler.BETAS.cosine_beta(1000)), steps = [];
+        const toy = async (xt, t, y, r) =>
+          xt.map((x, i) => Math.sin(2 * x) + (y[Math.floor(i / 5)] - 4) / 10 + t / 600 - r / 900);
+        await sampler.sampleJumps(sampler.flowOf(toy, schedule), Float64Array.from(given.x), {
+          numSteps: given.K, y: given.y, watch: step => { steps.push(step); },
+        });
+        return steps.map(({ t, x0Hat, xPrev }) => [t, [...x0Hat], [...xPrev]]);""",
+        K=K,
+        x=x.flatten().tolist(),
+        y=y.tolist(),
+    )
+    model = flow_of(lambda x, t, y, r: toy(x, t, y) - r.reshape(-1, 1) / 900, Schedule(cosine_beta(1000)))
+    sample_jumps(model, x.double(), K, y=y, clip=math.inf, watch=steps.append)
+    for step, (t, x0_hat, x_prev) in zip(steps, found, strict=True):
+        assert t == pytest.approx(step.t)
+        assert x0_hat == pytest.approx(step.x0_hat.flatten().tolist(), abs=1e-8)
+        assert x_prev == pytest.approx(step.x_prev.flatten().tolist(), abs=1e-8)
+
+
+@needs_node
 def test_the_noise_of_the_page_is_normal_and_depends_on_seed_and_kind_only():
     n = 20_000
     numbers = in_node(
@@ -125,18 +164,41 @@ def test_a_network_that_the_page_cannot_draw_with_is_refused(monkeypatch):
         website_networks.network_files()
 
 
-CHAINS = """async ({ name, x, y, numSteps }) => {
+CHAINS = """async ({ name, x, y, chains }) => {
   const { loadDrawer } = await import("./assets/draw-networks.js");
-  const { sampleDdim } = await import("./assets/draw-sampler.js");
-  const { networks, runtimes } = JSON.parse(document.getElementById("table").textContent), chains = {};
-  const { schedule, clip, guided, decode } = await loadDrawer(networks[name], runtimes.wasm, "wasm");
-  for (const w of [1, 2]) {
+  const { networks, runtimes } = JSON.parse(document.getElementById("table").textContent), found = [];
+  const { sample, decode } = await loadDrawer(networks[name], runtimes.wasm, "wasm");
+  for (const options of chains) {
     const steps = [], watch = step => { steps.push([[...step.x0Hat], [...step.xPrev]]); };
-    const sample = await sampleDdim(guided(w), Float64Array.from(x), schedule, { numSteps, y, clip, watch });
-    chains[w] = [steps, [...await decode(sample)]];
+    const end = await sample(Float64Array.from(x), { y, watch, ...options });
+    found.push([steps, [...await decode(end)]]);
   }
-  return chains;
+  return found;
 }"""
+
+
+def chains_of_the_page(page, name, x, y, chains):
+    """The steps and the pictures that a network on the page makes of noise x, for each of the options `chains`."""
+    return page.evaluate(CHAINS, {"name": name, "x": x.flatten().tolist(), "y": y.tolist(), "chains": chains})
+
+
+def noise_of_seeds(drawer, seeds):
+    """Noise for two pictures of each seed."""
+    shape = drawer.autoencoder.latent_shape if drawer.autoencoder else drawer.process.shape
+    return torch.cat([torch.randn((2, *shape), generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+
+def check_chain(drawer, steps, found, atol, x0_hat=True):
+    """Each number of each step of the page, and of its pictures, is that of the package within `atol`."""
+    chain, pictures = found
+    close = {"rtol": 0, "atol": atol, "check_dtype": False}
+    for step, numbers in zip(steps, chain, strict=True):
+        torch.testing.assert_close(step.x_prev.flatten(), torch.tensor(numbers[1]), **close)
+        if x0_hat:
+            torch.testing.assert_close(step.x0_hat.flatten(), torch.tensor(numbers[0]), **close)
+    with torch.no_grad():
+        images = drawer.decode(steps[-1].x_prev.float()).flatten()
+    torch.testing.assert_close(images, torch.tensor(pictures), **close)
 
 
 def wide(name):
@@ -147,35 +209,41 @@ def wide(name):
 
 @needs_site
 @pytest.mark.browser
-def test_the_networks_of_the_page_draw_the_same_chain_as_pytorch(address):
-    """The package's float32 loses x0_hat where hardly any signal is left, at the first step: there float64 decides."""
-    labels, num_steps = torch.tensor([1, 9]), 20
+@pytest.mark.parametrize("name", [name for name in website_networks.NETWORKS if name != "shortcut_unet"])
+def test_the_networks_of_the_page_draw_the_same_chain_as_pytorch(address, name):
+    """At the first step hardly any signal is left, and the package's float32 loses x0_hat: there float64 decides."""
+    guide, K, y = website_networks.NETWORKS[name]["guide"], 20, torch.tensor([1, 9, 0, 5, 8, 3])
+    x = noise_of_seeds(load_drawer(name), range(3))
     with visitor(address) as page:
         page.goto(f"{address}draw.html")
         page.wait_for_selector("form[data-drawn]")
-        for name, words in website_networks.NETWORKS.items():
-            table = json.loads(page.locator("#table").text_content())["networks"][name]
-            x = torch.randn(2, *table["shape"], generator=torch.Generator().manual_seed(0))
-            given = {"name": name, "x": x.flatten().tolist(), "y": labels.tolist(), "numSteps": num_steps}
-            chains = page.evaluate(CHAINS, given)
-            for w in (1, 2):
-                found, pictures = chains[str(w)]
-                drawer = load_drawer(name, num_steps, w, words["guide"])
-                schedule, clip = drawer.process.schedule, math.inf if drawer.autoencoder else 1.0
-                exact = guided(wide(name), w, weak=wide(words["guide"]) if words["guide"] else None)
-                # Guidance multiplies what float32 loses.
-                for model, dtype, atol in ((exact, torch.float64, 1e-4), (drawer.model, torch.float32, w * 1e-3)):
-                    steps, close = [], {"rtol": 0, "atol": atol, "check_dtype": False}
-                    sample = sample_ddim(
-                        model, x.to(dtype), schedule, num_steps=num_steps, y=labels, clip=clip, watch=steps.append
-                    )
-                    for step, (x0_hat, x_prev) in zip(steps, found, strict=True):
-                        torch.testing.assert_close(step.x_prev.flatten(), torch.tensor(x_prev), **close)
-                        if dtype == torch.float64:
-                            torch.testing.assert_close(step.x0_hat.flatten(), torch.tensor(x0_hat), **close)
-                    with torch.no_grad():
-                        images = drawer.decode(sample.float()).flatten()
-                    torch.testing.assert_close(images, torch.tensor(pictures), **close)
+        found = chains_of_the_page(page, name, x, y, [{"w": w, "numSteps": K} for w in (1, 2)])
+    for w, (chain, pictures) in zip((1, 2), found, strict=True):
+        drawer, exact, narrow = load_drawer(name, K, w, guide), [], []
+        schedule, clip = drawer.process.schedule, math.inf if drawer.autoencoder else 1.0
+        model = guided(wide(name), w, weak=wide(guide) if guide else None)
+        sample_ddim(model, x.double(), schedule, num_steps=K, y=y, clip=clip, watch=exact.append)
+        check_chain(drawer, exact, (chain, pictures), 1e-4)
+        sample_ddim(drawer.model, x, schedule, num_steps=K, y=y, clip=clip, watch=narrow.append)
+        check_chain(drawer, narrow, (chain, pictures), 2e-3, x0_hat=False)
+
+
+@needs_site
+@pytest.mark.browser
+def test_the_network_that_jumps_draws_the_same_chain_as_pytorch(address):
+    name, y, calls = "shortcut_unet", torch.tensor([1, 9, 0, 5, 8, 3]), [1, 2, 4, 8]
+    drawer = load_drawer(name)
+    x = noise_of_seeds(drawer, range(3))
+    with visitor(address) as page:
+        page.goto(f"{address}draw.html")
+        page.wait_for_selector("form[data-drawn]")
+        table = json.loads(page.locator("#table").text_content())["networks"]
+        found = chains_of_the_page(page, name, x, y, [{"numSteps": K} for K in calls])
+    assert table[name]["stops"] == calls and table[name]["decoder"] == table["latent_unet"]["decoder"]
+    for K, chain in zip(calls, found, strict=True):
+        steps = []
+        drawer.process.sample(drawer.model, x, torch.Generator(), K, y=y, clip=math.inf, watch=steps.append)
+        check_chain(drawer, steps, chain, 1e-3)
 
 
 def drawn(page, number):
@@ -192,6 +260,8 @@ def pixels(page, row):
 @pytest.mark.browser
 def test_keyboard_alone_draws_and_walks_through_the_steps(address):
     with visitor(address, width=390, height=844) as page:
+        decoders = []
+        page.on("request", lambda asked: decoders.append(asked.url) if asked.url.endswith("vae.onnx") else None)
         page.emulate_media(reduced_motion="reduce")
         page.goto(f"{address}draw.html")
         drawn(page, 1)
@@ -223,7 +293,27 @@ def test_keyboard_alone_draws_and_walks_through_the_steps(address):
         assert pixels(page, "sample") != before
         press("numSteps", "Home")
         drawn(page, 5)
-        assert page.locator("#told").inner_text().startswith("One garment in 1 steps")
+        assert page.locator("#told").inner_text().startswith("One garment in 1 step:")
+        before = pixels(page, "sample")
+        press("latent_unet", "ArrowRight")
+        drawn(page, 6)
+        assert pixels(page, "sample") != before and page.locator("#told").inner_text().startswith(
+            "One garment in 1 step:"
+        )
+        assert page.locator("#w").is_disabled() and page.locator("#eta").is_disabled()
+        assert (
+            page.locator("#w-hint").inner_text()
+            == "This network needs none: it learned from the latent U-Net with guidance 2.5."
+        )
+        press("numSteps", "End")
+        drawn(page, 7)
+        assert page.locator("#told").inner_text().startswith("One garment in 8 steps")
+        assert page.locator("#numSteps").get_attribute("aria-valuetext") == "8 steps"
+        press("shortcut_unet", "ArrowLeft")
+        drawn(page, 8)
+        assert page.locator("#told").inner_text().startswith("One garment in 1 step:"), "it forgot the number of steps"
+        assert page.locator("#w").is_enabled() and page.locator("#eta").is_enabled()
+        assert len(decoders) == 1, "two networks share a decoder"
 
 
 @needs_site

@@ -23,8 +23,30 @@ from fmdiff_helpers.checkpoints import load_pretrained, write_atomically
 from fmdiff_helpers.drawing import autoencoder_of
 
 KEPT = ASSETS / "networks"
+# What the page's sampler knows, by the name of the process in a network's card: numbers of steps to choose from, the
+# first choice, controls that have no use, and what the others do.
+PROCESSES = {
+    "diffusion.Diffusion": {
+        "stops": list(range(1, 51)),
+        "start": 12,
+        "unused": [],
+        "hints": {
+            "numSteps": "How often noise is removed. Few steps are quick and coarse.",
+            "eta": "How the sampler DDIM walks: at 0 it only removes noise; at 1 it also adds as much as DDPM does.",
+        },
+    },
+    "flow.Shortcut": {
+        "stops": [1, 2, 4, 8],
+        "start": 1,
+        "unused": ["w", "eta"],
+        "hints": {
+            "numSteps": "How many jumps lead from noise to garment. Each is one call of the network.",
+            "eta": "This network jumps, and adds no noise on the way.",
+        },
+    },
+}
 # What the page offers: for each network its name there, what it is, what guidance does to it, and a weaker network
-# that leads it away, if it was never trained without labels. The rest comes from its card.
+# that leads it away, if it is guided but was never trained without labels. The rest comes from its card.
 NETWORKS = {
     "patch_unet": {
         "title": "Patch U-Net",
@@ -40,6 +62,13 @@ NETWORKS = {
         "that one, 1 as itself.",
         "guide": "latent_unet_unit_1",
     },
+    "shortcut_unet": {
+        "title": "Shortcut U-Net",
+        "about": "Works on the same numbers as the latent U-Net, and jumps: from noise to a garment in one step. Two "
+        "steps draw better.",
+        "guidance": "This network needs none: it learned from the latent U-Net with guidance {guidance:g}.",
+        "guide": None,
+    },
 }
 
 
@@ -53,6 +82,18 @@ class Denoiser(nn.Module):
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """Return the prediction, shaped like x (B, ...); t and y are (B,)."""
         return self.network(x, t.long(), y.long())
+
+
+class Jumper(nn.Module):
+    """A denoiser that is told between which steps it jumps, as real numbers, and takes labels as int32."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor, r: Tensor) -> Tensor:
+        """Return the prediction, shaped like x (B, ...); the steps t and r, and the labels y, are (B,)."""
+        return self.network(x, t, y.long(), r)
 
 
 class Decoder(nn.Module):
@@ -107,7 +148,7 @@ def halve(model) -> bytes:
 
 def export(name: str, build: Callable[[], tuple[nn.Module, dict[str, Tensor]]]) -> bytes:
     """Return a published network as an ONNX file; `build` returns what to export, and inputs for a batch of two."""
-    made_by = [read_card(name)["sha256"], *map(inspect.getsource, (Denoiser, Decoder, to_onnx, halve))]
+    made_by = [read_card(name)["sha256"], *map(inspect.getsource, (Denoiser, Jumper, Decoder, to_onnx, halve))]
     try:
         made_by += [metadata.version(package) for package in ("torch", "onnx", "onnxscript")]
     except metadata.PackageNotFoundError as error:
@@ -125,14 +166,26 @@ def export(name: str, build: Callable[[], tuple[nn.Module, dict[str, Tensor]]]) 
 
 def denoiser(name: str, shape: tuple[int, ...]) -> bytes:
     """Return a published denoiser of x (B, *shape) as an ONNX file."""
-    steps, labels = torch.zeros(2, 2, dtype=torch.int32)  # not one tensor for both: the export would take t for y
-    return export(
-        name, lambda: (Denoiser(load_pretrained(name)), {"x": torch.zeros(2, *shape), "t": steps, "y": labels})
-    )
+    # Not one tensor for two inputs: the export would take one for the other.
+    whole, (t, r) = torch.zeros(2, 2, dtype=torch.int32), torch.zeros(2, 2)
+    if read_card(name)["process"]["name"] == "flow.Shortcut":
+        module, steps = Jumper, {"t": t, "y": whole[0], "r": r}
+    else:
+        module, steps = Denoiser, {"t": whole[0], "y": whole[1]}
+    return export(name, lambda: (module(load_pretrained(name)), {"x": torch.zeros(2, *shape)} | steps))
+
+
+def check_network(name: str, card: dict, guide: str | None) -> None:
+    """Raise WeightsError for a network that the page's sampler cannot draw with."""
+    process = card["process"]
+    if process["name"] not in PROCESSES or process.get("target", "v") != "v" or process["beta"] != "cosine_beta":
+        raise WeightsError(f"the process of {name!r} is {process}; teach it to tools/website/draw-sampler.js first")
+    if "w" not in PROCESSES[process["name"]]["unused"] and not guide and not card["label_dropout"]:
+        raise WeightsError(f"{name!r} was never trained without labels; name a weaker network as its guide")
 
 
 def network_files() -> tuple[dict[str, dict], dict[str, bytes]]:
-    """Return the page's table of networks, and the files that it names.
+    """Return the page's table of networks, and the files that it names. Networks may share a decoder.
 
     WeightsError for a network that the page's sampler cannot draw with.
     """
@@ -143,26 +196,27 @@ def network_files() -> tuple[dict[str, dict], dict[str, bytes]]:
         return {"path": f"networks/{name}.onnx", "bytes": len(content)}
 
     for name, words in NETWORKS.items():
-        card = read_card(name)
+        card, guide = read_card(name), words["guide"]
+        check_network(name, card, guide)
         process, autoencoder = card["process"], autoencoder_of(card, "cpu")
-        if process["name"] != "diffusion.Diffusion" or process["target"] != "v" or process["beta"] != "cosine_beta":
-            raise WeightsError(f"the process of {name!r} is {process}; teach it to tools/website/draw-sampler.js first")
-        if not words["guide"] and not card["label_dropout"]:
-            raise WeightsError(f"{name!r} was never trained without labels; name a weaker network as its guide")
         shape = autoencoder.latent_shape if autoencoder else build_process(card).shape
         decoder = None
         if autoencoder:
-            latents = {"z": torch.zeros(2, *shape)}
-            decoded = card["autoencoder"]["name"]
-            decoder = part(decoded, export(decoded, lambda module=autoencoder, z=latents: (Decoder(module), z)))
-        table[name] = words | {
+            decoded, given = card["autoencoder"]["name"], (Decoder(autoencoder), {"z": torch.zeros(2, *shape)})
+            decoder = part(decoded, export(decoded, lambda given=given: given))
+        known = PROCESSES[process["name"]]
+        table[name] = known | {
+            "title": words["title"],
+            "about": words["about"],
+            "hints": known["hints"] | {"w": words["guidance"].format_map(process)},
+            "process": process["name"],
             "T": process["T"],
             "beta": process["beta"],
-            "target": process["target"],
+            "target": process.get("target", "v"),
             "shape": list(shape),
             "network": part(name, denoiser(name, shape)),
             "decoder": decoder,
-            "guide": part(words["guide"], denoiser(words["guide"], shape)) if words["guide"] else None,
+            "guide": part(guide, denoiser(guide, shape)) if guide else None,
         }
     return table, files
 

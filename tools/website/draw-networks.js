@@ -1,8 +1,9 @@
 // Load the networks of this site with onnxruntime-web, and run them.
 
-import { BETAS, TARGETS, guided, makeSchedule } from "./draw-sampler.js";
+import { BETAS, TARGETS, flowOf, guided, makeSchedule, sampleDdim, sampleJumps } from "./draw-sampler.js";
 
 const started = {}; // runtimes, by their files
+const sessions = {}; // parts of networks, by their files and what they run on: two networks may share a decoder
 
 // Read files; `progress` hears how many bytes have come, and of how many.
 async function readAll(files, progress) {
@@ -27,12 +28,15 @@ async function start(runtime, files) {
   return ort;
 }
 
-// A session as a network: B pictures in a flat array, a step and labels in, the prediction out.
+// A session as a network: B pictures in a flat array, a step and labels in, the prediction out. A network that jumps
+// takes two steps, which are real numbers.
 function asNetwork(ort, session, shape) {
-  return async (xt, t, y) => {
+  return async (xt, t, y, r) => {
     const B = y.length, whole = numbers => new ort.Tensor("int32", Int32Array.from(numbers), [B]);
+    const real = step => new ort.Tensor("float32", new Float32Array(B).fill(step), [B]);
+    const steps = r === undefined ? { t: whole(Array(B).fill(t)) } : { t: real(t), r: real(r) };
     const x = new ort.Tensor("float32", Float32Array.from(xt), [B, ...shape]);
-    const { out } = await session.run({ x, t: whole(Array(B).fill(t)), y: whole(y) });
+    const { out } = await session.run({ x, y: whole(y), ...steps });
     return Float64Array.from(out.data);
   };
 }
@@ -45,20 +49,36 @@ function asDecoder(ort, session, shape, size) {
   };
 }
 
+// How a process samples from networks, the second of which is the guide, and how much of xt is noise at t: by the name
+// that a network's card gives, as in fmdiff_helpers/processes/.
+const PROCESSES = {
+  "diffusion.Diffusion": (networks, schedule, { target, decoder }) => {
+    const [model, weak] = networks.map(network => TARGETS[target](network, schedule)), clip = decoder ? Infinity : 1;
+    return {
+      sample: (x, { w, ...options }) => sampleDdim(guided(model, w, weak), x, schedule, { clip, ...options }),
+      noiseAt: t => 1 - schedule.alphaBar[t],
+    };
+  },
+  "flow.Shortcut": ([network], schedule) => ({
+    sample: (x, options) => sampleJumps(flowOf(network, schedule), x, options),
+    noiseAt: t => t ** 2 / (t ** 2 + (1 - t) ** 2),
+  }),
+};
+
 // A network with all that drawing needs, as `fmdiff_helpers/drawing.py` has it. `entry` and `runtime` come from the
 // page's table; `provider` is "wasm" for the processor and "webgpu" for a graphics card; `progress` hears what is loaded.
 export async function loadDrawer(entry, runtime, provider, progress = () => {}) {
   const { shape, network, decoder, guide } = entry, size = shape.reduce((product, side) => product * side);
-  const missing = started[runtime.path] ? [] : [runtime];
-  const files = await readAll([...missing, ...[network, decoder, guide].filter(Boolean)], progress);
+  const name = file => [file.path, runtime.path, provider].join();
+  const parts = [network, guide, decoder].filter(Boolean), missing = parts.filter(file => !sessions[name(file)]);
+  const files = await readAll(started[runtime.path] ? missing : [runtime, ...missing], progress);
   const ort = started[runtime.path] ??= await start(runtime, files);
-  const open = file => ort.InferenceSession.create(files[file.path], { executionProviders: [provider] });
-  const schedule = makeSchedule(BETAS[entry.beta](entry.T));
-  const predictor = async file => TARGETS[entry.target](asNetwork(ort, await open(file), shape), schedule);
-  const model = await predictor(network), weak = guide && await predictor(guide);
+  for (const file of missing) {
+    sessions[name(file)] = await ort.InferenceSession.create(files[file.path], { executionProviders: [provider] });
+  }
+  const networks = [network, guide].filter(Boolean).map(file => asNetwork(ort, sessions[name(file)], shape));
   return {
-    schedule, size, clip: decoder ? Infinity : 1,
-    guided: w => guided(model, w, weak),
-    decode: decoder ? asDecoder(ort, await open(decoder), shape, size) : async x => Float32Array.from(x),
+    size, ...PROCESSES[entry.process](networks, makeSchedule(BETAS[entry.beta](entry.T)), entry),
+    decode: decoder ? asDecoder(ort, sessions[name(decoder)], shape, size) : async x => Float32Array.from(x),
   };
 }

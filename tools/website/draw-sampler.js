@@ -1,4 +1,5 @@
-// From noise to pictures, as in fmdiff_helpers: schedules.py, diffusion.py, guidance.py and samplers.py.
+// From noise to pictures, as in fmdiff_helpers: schedules.py, diffusion.py, guidance.py, samplers.py, and for jumps
+// flows.py and flow_samplers.py.
 // `model(xt, t, y)` predicts the noise in B pictures, one after the other in a flat array; all of them are at one step t.
 // Names are the package's. Numbers are float64: where hardly any signal is left, float32 would lose x0Hat.
 
@@ -31,6 +32,7 @@ export function makeSchedule(beta) {
   return {
     T: beta.length, beta, alphaBar, alphaBarPrev: [1, ...alphaBar.slice(0, -1)],
     signalScale: alphaBar.map(Math.sqrt), noiseScale: alphaBar.map(a => Math.sqrt(1 - a)),
+    logSnr: alphaBar.map(a => Math.log(a) - Math.log1p(-a)),
   };
 }
 
@@ -90,6 +92,40 @@ export async function sampleDdim(model, x, schedule, { draw, numSteps, y, clip =
     const noise = x.map((_, i) => (fresh ? Math.sqrt(variance) * fresh[i] : 0));
     const xPrev = x.map((_, i) => signal * x0Hat[i] + towardsNoise * direction[i] + noise[i]);
     await watch?.({ t: steps[k], xt: x, x0Hat, epsHat, noise, xPrev });
+    x = xPrev;
+  }
+  return x;
+}
+
+// The step of a schedule, as a real number, whose ratio of signal and noise a flow has at time t, from 0 (data) to 1
+// (noise). Times before the first step, or after the last, get that step.
+export function stepAt(t, { T, logSnr }) {
+  const wanted = Math.max(logSnr[T - 1], Math.min(logSnr[0], 2 * (Math.log(1 - t) - Math.log(t))));
+  const before = Math.min(T - 2, logSnr.findLastIndex(value => value >= wanted));
+  return before + (logSnr[before] - wanted) / (logSnr[before] - logSnr[before + 1]);
+}
+
+// A network that was trained to predict v, from step to step, as a model of the mean velocity on straight paths from
+// time t to time r. xt of the flow is that of the diffusion divided by signal + noise (Gao et al. 2025).
+export function flowOf(network, schedule) {
+  return async (x, t, y, r) => {
+    const [signal, noise] = [1 - t, t].map(scale => scale / Math.hypot(t, 1 - t));
+    const xt = x.map(each => (signal + noise) * each);
+    const v = await network(xt, stepAt(t, schedule), y, stepAt(r, schedule));
+    return xt.map((each, i) => (noise - signal) * each + (signal + noise) * v[i]);
+  };
+}
+
+// Jump from time t to time r along the mean velocity u between them (Geng et al. 2025, eq. 12).
+const jump = (x, t, r, u) => x.map((each, i) => each + (r - t) * u[i]);
+
+// Walk from noise x to samples by equal jumps: `model(xt, t, y, r)` predicts the mean velocity from t to r. There is no
+// chance on the way. x0Hat is where u would lead by time 0.
+export async function sampleJumps(model, x, { numSteps, y, watch }) {
+  for (let k = 0; k < numSteps; k++) {
+    const [t, r] = [1 - k / numSteps, 1 - (k + 1) / numSteps];
+    const u = await model(x, t, y, r), xPrev = jump(x, t, r, u);
+    await watch?.({ t, xt: x, x0Hat: jump(x, t, 0, u), xPrev });
     x = xPrev;
   }
   return x;

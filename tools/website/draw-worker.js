@@ -1,7 +1,7 @@
 // Draw beside the page, so that its sliders never wait: the page sends what to draw, and this sends pictures back.
 
 import { loadDrawer } from "./draw-networks.js";
-import { noiseFor, sampleDdim } from "./draw-sampler.js";
+import { noiseFor } from "./draw-sampler.js";
 
 const PREVIEW = 200; // milliseconds that a drawing takes while a slider moves
 const GLIMPSE = 100; // milliseconds between two pictures on the way
@@ -41,15 +41,16 @@ async function show() {
   both.set(xt);
   both.set(x0Hat, xt.length);
   const pictures = await drawer.decode(both), half = pictures.length / 2;
-  const noise = t < 0 ? 0 : 1 - drawer.schedule.alphaBar[t];
+  const noise = t < 0 ? 0 : drawer.noiseAt(t);
   postMessage({ step: k, K, t, noise, xt: pictures.slice(0, half), x0Hat: pictures.slice(half), kinds: chain.kinds });
 }
 
 async function draw(mine) {
-  const { kinds, w, eta, seed, preview, lively } = mine;
+  const { network, kinds, w, eta, seed, preview, lively } = mine;
   const cost = [nameOf(mine), kinds.length, w === 1].join();
   const affordable = Math.max(3, Math.floor(PREVIEW / (costs[cost] ?? Infinity)));
-  const K = preview ? Math.min(mine.numSteps, affordable) : mine.numSteps, noise = noiseFor(seed, kinds, drawer.size);
+  const K = preview ? network.stops.findLast(n => n <= Math.min(mine.numSteps, affordable)) : mine.numSteps;
+  const noise = noiseFor(seed, kinds, drawer.size);
   const started = performance.now();
   let last = lively ? 0 : Infinity, aside = 0; // time spent on pictures on the way
   chain = { kinds, K, steps: [], sample: null, shown: null };
@@ -67,9 +68,7 @@ async function draw(mine) {
     aside += performance.now() - before;
   };
   const x = noise();
-  chain.sample = await sampleDdim(drawer.guided(w), x, drawer.schedule, {
-    draw: noise, numSteps: K, y: kinds, clip: drawer.clip, eta, watch,
-  });
+  chain.sample = await drawer.sample(x, { draw: noise, numSteps: K, y: kinds, w, eta, watch });
   const pictures = await drawer.decode(chain.sample), milliseconds = performance.now() - started;
   costs[cost] = (milliseconds - aside) / K;
   postMessage({ sample: pictures, kinds, K, preview, milliseconds });

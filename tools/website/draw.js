@@ -7,9 +7,11 @@ const SIDE = 28;
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 const form = byId("draw"), stage = byId("stage"), place = byId("place"), told = byId("told"), bar = byId("bar");
 const sliders = ["w", "numSteps", "eta"].map(byId);
+const wished = {}; // where the slider of steps stood, by process
 // The build of the runtime that also computes on graphics cards waits for them in a way that not all browsers know.
 let build = navigator.gpu && globalThis.WebAssembly?.Suspending ? "jspi" : "wasm";
 let worker = null, timer = null;
+let shown = 1 / 3; // what part of the chain the page shows: 0 is the noise, 1 the sample
 
 // Say in a sentence why nothing is drawn, and show a recording in its place.
 function giveUp(reason) {
@@ -32,6 +34,13 @@ function fallBack(reason) {
 function tell(text) {
   if (told.textContent !== text) told.textContent = text; // or screen readers would read it again and again
 }
+
+const network = () => NETWORKS[form.elements.network.value];
+
+// The slider of steps goes through the numbers of steps that a network is made for.
+const numSteps = () => network().stops[byId("numSteps").value];
+
+const inSteps = K => `${K} step${K === 1 ? "" : "s"}`;
 
 function chosenKinds() {
   const { kind } = form.elements;
@@ -95,10 +104,10 @@ function onPictures({ data }) {
   }
   if (data.glimpse) paint("sample", data.kinds, data.glimpse, "being drawn");
   if (data.sample) {
-    paint("sample", data.kinds, data.sample, `sample after ${data.K} steps`);
+    paint("sample", data.kinds, data.sample, `sample after ${inSteps(data.K)}`);
     const what = data.kinds.length === 1 ? "One garment" : `${data.kinds.length} garments`;
     const time = data.milliseconds < 950 ? `${data.milliseconds.toFixed(0)} ms` : `${(data.milliseconds / 1000).toFixed(1)} s`;
-    tell(data.preview ? "A preview in fewer steps, while the slider moves …" : `${what} in ${data.K} steps: ${time}`);
+    tell(data.preview ? "A preview in fewer steps, while the slider moves …" : `${what} in ${inSteps(data.K)}: ${time}`);
     bar.value = data.preview ? 0 : 1;
     form.dataset.drawn = Number(form.dataset.drawn ?? 0) + !data.preview; // tells tests that a drawing is complete
   }
@@ -106,29 +115,45 @@ function onPictures({ data }) {
 
 // Ask for a drawing; a `preview` may take fewer steps, and a `lively` one shows how it comes about.
 function ask({ preview = false, lively = false } = {}) {
-  const { network, seed } = form.elements, values = Object.fromEntries(sliders.map(slider => [slider.id, Number(slider.value)]));
+  const [w, eta, seed] = ["w", "eta", "seed"].map(id => Number(byId(id).value));
   const job = {
-    ...values, preview, lively: lively && !calm.matches, kinds: chosenKinds(), seed: Number(seed.value) || 0,
-    network: NETWORKS[network.value], runtime: RUNTIMES[build], provider: byId("provider").value,
+    w, eta, seed, numSteps: numSteps(), preview, lively: lively && !calm.matches, kinds: chosenKinds(),
+    network: network(), runtime: RUNTIMES[build], provider: byId("provider").value,
   };
-  worker.postMessage({ job, place: place.value / place.max });
+  worker.postMessage({ job, place: shown });
 }
 
 function showValues() {
+  const values = { w: Number(byId("w").value).toFixed(1), numSteps: numSteps(), eta: Number(byId("eta").value).toFixed(2) };
   for (const slider of sliders) {
-    const digits = { w: 1, eta: 2 }[slider.id] ?? 0;
-    form.querySelector(`output[for="${slider.id}"]`).value = Number(slider.value).toFixed(digits);
+    form.querySelector(`output[for="${slider.id}"]`).value = slider.disabled ? "none" : values[slider.id];
   }
-  const { about, guidance } = NETWORKS[form.elements.network.value];
+  byId("numSteps").setAttribute("aria-valuetext", inSteps(numSteps()));
+}
+
+// Say what the chosen network is, and offer the controls that it has; each process has its own number of steps.
+function fitControls() {
+  const { about, hints, stops, unused, process } = network();
   byId("about").textContent = about;
-  byId("w-hint").textContent = guidance;
+  for (const slider of sliders) {
+    byId(`${slider.id}-hint`).textContent = hints[slider.id];
+    slider.disabled = unused.includes(slider.id);
+  }
+  byId("numSteps").max = stops.length - 1;
+  byId("numSteps").value = wished[process] ?? stops.indexOf(network().start);
+  fitPlace();
+  showValues();
 }
 
 // The slider of steps has as many stops as the chain, and stays where it was.
 function fitPlace() {
-  const share = place.value / place.max;
-  place.max = byId("numSteps").value;
-  place.value = Math.round(share * place.max);
+  place.max = numSteps();
+  place.value = Math.round(shown * place.max);
+}
+
+function showPlace() {
+  shown = place.value / place.max;
+  worker.postMessage({ place: shown });
 }
 
 function stop() {
@@ -143,7 +168,7 @@ function play() {
   if (place.value === place.max) place.value = -1;
   timer = setInterval(() => {
     place.value = Number(place.value) + 1;
-    worker.postMessage({ place: place.value / place.max });
+    showPlace();
     if (place.value === place.max) stop();
   }, 120);
 }
@@ -153,20 +178,25 @@ function setUp() {
   if (typeof WebAssembly !== "object" || typeof Worker !== "function") return giveUp("This browser has no WebAssembly, in which the networks run.");
   form.hidden = false;
   setUpStage(chosenKinds());
-  showValues();
+  fitControls();
   worker = new Worker("assets/draw-worker.js", { type: "module" });
   worker.onmessage = onPictures;
   worker.onerror = event => giveUp(`The networks did not start (${event.message ?? "the browser is too old"}).`);
   byId("devices").hidden = build === "wasm";
 
   for (const slider of sliders) {
-    slider.addEventListener("input", () => { fitPlace(); showValues(); ask({ preview: true }); });
+    slider.addEventListener("input", () => {
+      wished[network().process] = byId("numSteps").value;
+      fitPlace();
+      showValues();
+      ask({ preview: true });
+    });
     slider.addEventListener("change", () => ask());
   }
-  place.addEventListener("input", () => { stop(); worker.postMessage({ place: place.value / place.max }); });
+  place.addEventListener("input", () => { stop(); showPlace(); });
   byId("play").addEventListener("click", play);
   byId("kinds").addEventListener("change", () => { setUpStage(chosenKinds()); ask({ lively: true }); });
-  form.elements.network.forEach(radio => radio.addEventListener("change", () => { showValues(); ask({ lively: true }); }));
+  form.elements.network.forEach(radio => radio.addEventListener("change", () => { fitControls(); ask({ lively: true }); }));
   byId("seed").addEventListener("input", () => ask({ lively: true }));
   byId("provider").addEventListener("change", () => ask({ lively: true }));
   byId("again").addEventListener("click", () => {
@@ -174,7 +204,6 @@ function setUp() {
     ask({ lively: true });
   });
   form.addEventListener("submit", event => event.preventDefault());
-  fitPlace();
   tell("Starting …");
   ask({ lively: true });
 }
