@@ -123,8 +123,8 @@ def train(
     name: Annotated[
         str,
         typer.Argument(
-            help="The network: unet, transformer, vae, latent_unet, patch_unet, attention_autoencoder, "
-            "vector_denoiser, classifier or encoder."
+            help="The network: unet, transformer, vae, latent_unet, shortcut_unet, patch_unet, "
+            "attention_autoencoder, vector_denoiser, classifier or encoder."
         ),
     ],
     out: Annotated[Path | None, typer.Option(help="The folder to write to; runs/NAME if left out.")] = None,

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from fmdiff_helpers.batching import batch_size_on, in_batches, this_process
 from fmdiff_helpers.cards import (
-    WeightsError,
     build,
     build_process,
     class_name,
@@ -23,16 +22,14 @@ from fmdiff_helpers.cards import (
     read_card,
     takes_labels,
 )
-from fmdiff_helpers.checkpoints import load_pretrained
 from fmdiff_helpers.data import NUM_VALIDATION, describe_data, is_there, load_fashion_mnist, raw_folder, to_model
-from fmdiff_helpers.drawing import Drawer, autoencoder_of, load_drawer
+from fmdiff_helpers.drawing import autoencoder_of
 from fmdiff_helpers.endings import Signals, only_writer
 from fmdiff_helpers.entries import number_of_kinds, own_pictures
-from fmdiff_helpers.guidance import guided
 from fmdiff_helpers.pictures import Pictures, check_enough
+from fmdiff_helpers.teaching import check_teachers, draw_pairs, start_from, teacher_of
 from fmdiff_helpers.train import Run, check_folder, check_recipe, train
 
-PAIR_STEPS = 50  # of a flow that draws pairs for another one
 LEAST_VALIDATED = 500  # images of one's own: a denoiser's loss over fewer amounts of noise would be left to chance
 
 
@@ -55,6 +52,8 @@ def cosine(T: int, target: str) -> dict:
     return {"name": "diffusion.Diffusion", "beta": "cosine_beta", "T": T, "target": target}
 
 
+# What `shortcut_unet` learns from: `latent_unet`, led away as on the leaderboard; so it needs no guidance of its own.
+LED_AWAY = {"teacher": "latent_unet", "guide": "latent_unet_unit_1", "guidance": 2.5}
 CARDS: dict[str, dict[str, Any]] = {
     "unet": new_card(
         "denoiser",
@@ -83,6 +82,14 @@ CARDS: dict[str, dict[str, Any]] = {
         {"channels": 4, "width": 32, "mults": [1, 2], "patch": 1, "num_classes": 10},
         cosine(1000, "v"),
         {"lr": 2e-3, "floor": 0.1},
+        autoencoder="vae",
+    ),
+    "shortcut_unet": new_card(
+        "denoiser",
+        "unet.UNet",
+        {"channels": 4, "width": 32, "mults": [1, 2], "patch": 1, "num_classes": 10, "spans": True},
+        {"name": "flow.Shortcut", "T": 1000, "beta": "cosine_beta"} | LED_AWAY,
+        {"lr": 1e-3, "floor": 0.1},
         autoencoder="vae",
     ),
     "patch_unet": new_card(
@@ -132,6 +139,7 @@ STEPS = {
     "transformer": (1500, 12000),
     "vae": (1000, 3000),
     "latent_unet": (7000, 16000),
+    "shortcut_unet": (2000, 6000),
     "patch_unet": (3000, 8000),
     "attention_autoencoder": (1000, 4000),
     "vector_denoiser": (3000, 16000),
@@ -182,16 +190,15 @@ class Parts(NamedTuple):
 def training_parts(card: dict, images: Tensor, labels: Tensor, device: torch.device) -> Parts:
     """Return loss, draw, data and validation for the network of a card, from images uint8 (N, C, H, W) and labels."""
     process, labelled = build_process(card, device), takes_labels(card)
+    teacher = teacher_of(process) if getattr(process, "teacher", "") else None
     if hasattr(process, "velocity"):
-        process = replace(process, velocity=teacher_of(process))
+        process = replace(process, velocity=teacher)
     loss, draw, x = process.training_loss(card["recipe"]["steps"]), process.draw, images
     if card["kind"] == "denoiser" and (card["label_dropout"] or not labelled):
         loss = LabelLoss(loss, labelled, card["label_dropout"], number_of_kinds(card))
         draw = partial(draw_with_u, draw) if card["label_dropout"] else draw
     if getattr(process, "has_pairs", False):
-        led = {"guidance": process.guidance, "guide": published_first(process.guide)} if process.guide else {}
-        drawer = load_drawer(published_first(process.teacher), **led, device=device)
-        x = draw_pairs(drawer, labels, card["recipe"]["seed"])
+        x = pairs_for(card, teacher, labels, device)
     elif card["autoencoder"]:  # its weights do not change, so each image is encoded once
         autoencoder, size = autoencoder_of(card, device), batch_size_on(device)
 
@@ -209,11 +216,15 @@ def training_parts(card: dict, images: Tensor, labels: Tensor, device: torch.dev
     return Parts(loss, draw, data, partial(process.validate, x0=x0, y=y))
 
 
-def teacher_of(process: Any) -> Callable:
-    """Return the velocity that a process's teacher predicts, led away from the guide if there is one."""
-    names = [name for name in (process.teacher, process.guide) if name]
-    network, *weak = (load_pretrained(published_first(name), process.device) for name in names)
-    return process.at_times(guided(network, process.guidance, weak=weak[0]) if weak else network)
+def pairs_for(card: dict, teacher: Callable, labels: Tensor, device: torch.device) -> Tensor:
+    """Return noise with what a teacher makes of it, for each of the labels (N,); the same for the same seed.
+
+    They are drawn once, before the training: drawn for each batch they would make a step nine times as long.
+    """
+    autoencoder = autoencoder_of(card, device)
+    shape = autoencoder.latent_shape if autoencoder else build_process(card).shape
+    eps = torch.randn((len(labels), *shape), generator=torch.Generator().manual_seed(card["recipe"]["seed"]))
+    return draw_pairs(teacher, eps.to(device), labels if takes_labels(card) else None, math.inf if autoencoder else 1.0)
 
 
 def held_out(card: dict) -> int:
@@ -228,32 +239,6 @@ def repeated(x: Tensor, least: int) -> Tensor:
     So each of a few images is validated with many amounts of noise.
     """
     return torch.cat([x] * max(1, math.ceil(least / len(x))))
-
-
-def draw_pairs(drawer: Drawer, labels: Tensor, seed: int) -> Tensor:
-    """Return noise and what a trained flow makes of it, for each of the labels (N,): (N, 2 C, H, W), x0 first."""
-    device = drawer.process.device
-    shape = drawer.autoencoder.latent_shape if drawer.autoencoder else drawer.process.shape
-    eps = torch.randn((len(labels), *shape), generator=torch.Generator().manual_seed(seed)).to(device)
-    y = [labels.to(device)] if drawer.takes_labels else []
-
-    def pair(eps: Tensor, y: Tensor | None = None) -> Tensor:
-        clip = math.inf if drawer.autoencoder else 1.0
-        return torch.cat([drawer.process.sample(drawer.model, eps, None, PAIR_STEPS, y=y, clip=clip), eps], dim=1)
-
-    return in_batches(pair, eps, *y, batch_size=batch_size_on(device), shared=True)
-
-
-def start_from(model: nn.Module, teacher: str) -> None:
-    """Give a network the weights of the published one, or folder, that it learns from; what is new stays as it is.
-
-    WeightsError unless all weights of the teacher fit.
-    """
-    found = load_pretrained(published_first(teacher)).state_dict()
-    own = model.state_dict()
-    if wrong := [name for name in found if name not in own or own[name].shape != found[name].shape]:
-        raise WeightsError(f"{wrong[0]} of {teacher!r} does not fit the network that should start from it")
-    model.load_state_dict(own | found)
 
 
 def for_pictures(card: dict, own: Pictures) -> dict:
@@ -291,6 +276,16 @@ def describe_autoencoder(name: Path | str, shape: tuple[int, ...]) -> dict[str, 
     return {"name": name_of(find_weights(name)), "sha256": found["sha256"]}
 
 
+def first_weights(card: dict) -> nn.Module:
+    """Return a card's network as its training begins: with the weights of its teacher, or random ones of its seed."""
+    with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay
+        torch.default_generator.manual_seed(card["recipe"]["seed"])
+        model = build(card)
+    if teacher := getattr(build_process(card), "teacher", ""):
+        start_from(model, teacher)
+    return model
+
+
 def train_network(
     name: str,
     folder: Path | str,
@@ -303,8 +298,8 @@ def train_network(
 
     `autoencoder`, for a denoiser of latents, is a published one or a folder; the card's own if left out. `own` are
     pictures to train one of `OWN` on, in place of Fashion-MNIST. `changes` replace entries of the recipe, steps=2000
-    for example. ValueError for an unknown name, or for an autoencoder or pictures that the network has no use for; the
-    other errors are those of `train`.
+    for example. ValueError for an unknown name, or for an autoencoder or pictures that the network has no use for;
+    WeightsError where an autoencoder or a teacher is missing, or does not fit; the other errors are those of `train`.
     """
     if name not in CARDS:
         raise ValueError(f"name is {name!r}; expected one of {', '.join(CARDS)}")
@@ -324,11 +319,8 @@ def train_network(
         shape = latent_shape(CARDS[card["autoencoder"]])
         card["autoencoder"] = describe_autoencoder(autoencoder or published_first(card["autoencoder"]), shape)
     card["recipe"] = check_recipe(recipe, len(images) - held_out(card))
-    with torch.random.fork_rng(devices=[]):  # the seed decides the first weights; the caller's random numbers stay
-        torch.default_generator.manual_seed(card["recipe"]["seed"])
-        model = build(card)
-    if teacher := getattr(build_process(card), "teacher", ""):
-        start_from(model, teacher)
+    check_teachers(name, card)
+    model = first_weights(card)
     with only_writer(Path(folder)):
         check_folder(Path(folder), card)  # before all images are encoded
         with Signals() as signals, signals.at_once():

@@ -14,6 +14,7 @@ TINY = {
     "transformer": {"patch": 14, "dim": 8, "depth": 1, "heads": 1, "ff_dim": 8, "num_classes": 10},
     "vae": {"width": 4, "channels": 2, "grid": 7},
     "latent_unet": {"width": 8, "mults": [1], "patch": 1, "num_classes": 10, "channels": 2},
+    "shortcut_unet": {"width": 8, "mults": [1], "patch": 1, "num_classes": 10, "channels": 2, "spans": True},
     "patch_unet": {"width": 8, "mults": [1], "patch_size": 2, "num_classes": 10},
     "attention_autoencoder": {"width": 8},
     "vector_denoiser": {"width": 8, "mults": [1], "patch": 1, "num_classes": 10, "channels": 1},

@@ -35,7 +35,7 @@ def old_form(card: dict) -> dict:
     process = {key: value for key, value in card["process"].items() if key != "name"}
     if "kl_weight" in process:
         old["beta"] = process["kl_weight"]
-    if "T" in process:
+    if "target" in process:
         target = process.pop("target")
         old |= {"schedule": process} | ({"target": target} if target != "eps" else {})
     old["recipe"] = {{"max_grad_norm": "clip"}.get(key, key): value for key, value in card["recipe"].items()}

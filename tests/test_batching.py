@@ -45,6 +45,9 @@ for card in CARDS.values():
     if card["kind"] == "denoiser":
         card["process"] = card["process"] | {"T": 6}
         card["arguments"] = card["arguments"] | ({"T": 6} if "T" in card["arguments"] else {})
+    if "teacher" in card["process"]:  # the one that is trained here, in the latent that is trained here
+        teacher = str(Path(sys.argv[1]) / card["process"]["teacher"])
+        card["process"] = card["process"] | {"teacher": teacher, "guide": teacher}
 
 
 def normalise():
@@ -68,6 +71,7 @@ def main(folder):
         options = {"autoencoder": str(folder / there)} if there else {}
         train_network(name, folder / name, steps=3, every=3, batch_size=16, warmup=1, **options)
     steps = {"vae": None, "unet": None, "transformer": 3, "patch_unet": 3, "latent_unet": 3, "vector_denoiser": 3}
+    steps |= {"shortcut_unet": 2}
     for name, num_steps in steps.items():
         drawer = load_drawer(str(folder / name), num_steps)
         images[name] = drawer.draw(205, 0, drawer.all_kinds(205))

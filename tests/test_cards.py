@@ -73,7 +73,7 @@ def test_a_card_of_version_0_1_becomes_one_of_today(network, special, kind_and_p
     }
 
 
-NEW = {"encoder", "CARDS['encoder']", "shortcut_unet"}  # version 0.1 had none
+NEW = {"encoder", "CARDS['encoder']", "shortcut_unet", "CARDS['shortcut_unet']"}  # version 0.1 had none
 
 
 @pytest.mark.parametrize("name", sorted({*PUBLISHED, *(f"CARDS[{name!r}]" for name in CARDS)} - NEW))
@@ -138,7 +138,7 @@ def test_a_card_builds_its_network_or_names_the_arguments_that_it_does_not_take(
 
 def test_a_card_tells_whether_its_network_takes_labels_even_where_it_says_nothing_of_them():
     assert {name: takes_labels(card) for name, card in CARDS.items()} == {
-        name: name in ("transformer", "latent_unet", "patch_unet", "vector_denoiser") for name in CARDS
+        name: name in ("transformer", "latent_unet", "shortcut_unet", "patch_unet", "vector_denoiser") for name in CARDS
     }
     for name, usual in (("unet", False), ("patch_unet", True), ("transformer", True)):
         without = {key: value for key, value in CARDS[name]["arguments"].items() if key != "num_classes"}

@@ -1,6 +1,7 @@
 """The claims of fmdiff_helpers.processes.flow: what is drawn and learned, and that such networks train and draw."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -12,12 +13,13 @@ from fmdiff_helpers import recipes
 from fmdiff_helpers.cards import WeightsError, build, build_process, read_card
 from fmdiff_helpers.data import to_model
 from fmdiff_helpers.drawing import load_drawer
-from fmdiff_helpers.flow_samplers import sample_euler, sample_jumps
+from fmdiff_helpers.flow_samplers import sample_dpm, sample_euler, sample_jumps
 from fmdiff_helpers.flows import flow_loss, flow_of, mean_flow_loss, shortcut_loss, straight_path
 from fmdiff_helpers.processes.flow import Flow, MeanFlow, Reflow, Shortcut
-from fmdiff_helpers.recipes import draw_pairs, new_card, start_from, train_network, training_parts
+from fmdiff_helpers.recipes import new_card, train_network, training_parts
 from fmdiff_helpers.schedules import Schedule, cosine_beta
 from fmdiff_helpers.standin import draw_garments
+from fmdiff_helpers.teaching import PAIR_STEPS, draw_pairs, start_from, teacher_of
 
 CPU = torch.device("cpu")
 UNET = {"channels": 2, "width": 8, "mults": [1], "patch": 1, "num_classes": 10}
@@ -116,7 +118,7 @@ def test_mean_flow_learns_the_velocity_of_its_teacher_led_away_from_its_guide(tm
     ]
     led = {"teacher": str(tmp_path / "teacher"), "guide": str(tmp_path / "guide"), "guidance": 2.0}
     process = build_process(card("MeanFlow", beta="cosine_beta", **led))
-    velocity = recipes.teacher_of(process)
+    velocity = teacher_of(process)
     x, t, y = torch.randn((3, 2, 7, 7)), torch.tensor([0.9, 0.5, 0.1]), torch.arange(3)
     strong, weak = (flow_of(network, process.schedule)(x, t, y) for network in networks)
     assert_close(velocity(x, t, y), weak + 2 * (strong - weak))
@@ -161,6 +163,25 @@ def test_a_teacher_that_does_not_fit_is_refused(tmp_path):
         start_from(build(card("MeanFlow")), str(tmp_path / "teacher"))
 
 
+@pytest.mark.parametrize("lost, said", [("flow", "whose weights cannot be read: there are no"), ("vae", "")])
+def test_a_network_without_its_teacher_or_in_another_latent_is_not_trained(
+    monkeypatch, tmp_path, teacher, autoencoder, lost, said
+):
+    monkeypatch.setitem(recipes.CARDS, "tiny", card("Shortcut", teacher=teacher))
+    monkeypatch.setitem(recipes.STEPS, "tiny", (2, 4))
+    monkeypatch.setattr(recipes, "NUM_VALIDATION", 20)
+    monkeypatch.setattr(recipes, "load_fashion_mnist", lambda split: draw_garments(100))
+    monkeypatch.setattr(recipes, "latent_shape", lambda card: (2, 7, 7))
+    if lost == "vae":
+        saved("vae", tmp_path / "vae", seed=1)
+        said = f"whose autoencoder is {re.escape(str(autoencoder))}"
+    else:
+        (tmp_path / "flow" / "weights.safetensors").unlink()
+    with pytest.raises(WeightsError, match=f"^tiny learns from '{re.escape(teacher)}', {said}"):
+        train_network("tiny", tmp_path / "out", autoencoder=str(tmp_path / "vae"), batch_size=20)
+    assert not (tmp_path / "out").exists()
+
+
 # From training to drawing
 
 
@@ -178,20 +199,45 @@ def teacher(tmp_path, autoencoder):
     return str(tmp_path / "flow")
 
 
-def test_pairs_are_noise_and_what_the_teacher_makes_of_it_the_same_each_time(teacher):
-    drawer, labels = load_drawer(teacher), torch.arange(30) % 10
-    one, same, other = (draw_pairs(drawer, labels, seed) for seed in (4, 4, 5))
-    assert one.shape == (30, 4, 7, 7) and torch.equal(one, same) and not torch.equal(one, other)
-    x0, eps = one.chunk(2, dim=1)
-    assert torch.equal(eps, torch.randn((30, 2, 7, 7), generator=generator(4)))
-    at_times = drawer.process.at_times(drawer.model)
-    assert_close(x0, sample_euler(at_times, eps, recipes.PAIR_STEPS, labels, clip=math.inf), rtol=1e-4, atol=1e-5)
+def test_pairs_are_what_the_teacher_makes_of_noise_the_same_for_the_same_seed(monkeypatch, teacher, autoencoder):
+    monkeypatch.setattr(recipes, "NUM_VALIDATION", 10)
+    found = card("Reflow", teacher=teacher) | {"autoencoder": autoencoder}
+    data = draw_garments(40, seed=0)
+    one, same, other = (
+        training_parts(found | {"recipe": {"steps": 4, "seed": seed}}, *data, CPU).data for seed in (4, 4, 5)
+    )
+    assert one[0].shape == (30, 4, 7, 7) and torch.equal(one[0], same[0]) and not torch.equal(one[0], other[0])
+    x0, eps = one[0].chunk(2, dim=1)
+    assert torch.equal(eps, torch.randn((len(data[0]), 2, 7, 7), generator=generator(4))[:30])
+    velocity = teacher_of(build_process(found))
+    assert torch.equal(one[1], data[1][:30])
+    assert_close(x0, sample_dpm(velocity, eps, PAIR_STEPS, one[1], clip=math.inf), rtol=1e-4, atol=1e-5)
+
+
+def test_a_flow_whose_ways_are_straight_stays_itself_when_it_is_reflowed():
+    """It takes each noise e to 3 + e / 2. On its own pairs it has no loss, but on pairs at random it has."""
+
+    def straight(x, t, y=None):
+        t = t.reshape(-1, 1, 1, 1)
+        e = (x - 3 * (1 - t)) / (t + (1 - t) / 2)  # the noise whose way passes x at t
+        return e - (3 + e / 2)
+
+    eps = torch.randn((40, 1, 2, 2), generator=generator(), dtype=torch.float64)
+    pairs = draw_pairs(straight, eps, None)
+    x0, noise = pairs.chunk(2, dim=1)
+    assert torch.equal(noise, eps)
+    assert_close(x0, 3 + eps / 2, rtol=1e-9, atol=1e-9)
+    flow = Reflow(CPU, 1)
+    t = flow.draw(pairs, generator(1))[0].double()
+    assert flow.loss(straight, pairs, None, t).max() < 1e-15
+    assert flow.loss(straight, torch.cat([x0.roll(1, 0), eps], dim=1), None, t).min() > 1e-3
 
 
 @pytest.mark.parametrize("process", ["Flow", "Reflow", "MeanFlow", "Shortcut"])
 def test_a_network_is_trained_and_draws(monkeypatch, tmp_path, teacher, autoencoder, process):
     found = card(process, **({} if process == "Flow" else {"teacher": teacher}))
-    data = draw_garments(2100, seed=0)
+    data = draw_garments(100, seed=0)
+    monkeypatch.setattr(recipes, "NUM_VALIDATION", 20)
     monkeypatch.setitem(recipes.CARDS, "tiny", found)
     monkeypatch.setitem(recipes.STEPS, "tiny", (2, 4))
     monkeypatch.setattr(recipes, "load_fashion_mnist", lambda split: data)

@@ -33,6 +33,7 @@ from fmdiff_helpers.train import check_recipe, train
 
 CPU = torch.device("cpu")
 DENOISERS = [name for name, card in CARDS.items() if card["kind"] == "denoiser"]
+DIFFUSIONS = [name for name in DENOISERS if CARDS[name]["process"]["name"] == "diffusion.Diffusion"]
 
 pytestmark = pytest.mark.usefixtures("on_the_processor")
 
@@ -79,12 +80,12 @@ def test_a_wrong_request_is_refused_before_anything_is_read_or_written(tmp_path,
     assert not list(tmp_path.iterdir())
 
 
-def test_there_are_five_denoisers_of_the_noise_of_x0_and_of_v_two_autoencoders_and_the_classifier():
+def test_there_are_denoisers_of_the_noise_of_x0_and_of_v_one_that_jumps_two_autoencoders_and_the_judges():
     """Their T, target, share of labels that is dropped, and autoencoder."""
     found = {
         name: (card["process"]["T"], card["process"]["target"], card["label_dropout"], card["autoencoder"])
         for name, card in CARDS.items()
-        if name in DENOISERS
+        if name in DIFFUSIONS
     }
     assert found == {
         "unet": (200, "eps", 0, None),
@@ -94,7 +95,7 @@ def test_there_are_five_denoisers_of_the_noise_of_x0_and_of_v_two_autoencoders_a
         "vector_denoiser": (1000, "v", 0.1, "attention_autoencoder"),
     }
     assert [name for name, card in CARDS.items() if card["kind"] == "autoencoder"] == ["vae", "attention_autoencoder"]
-    assert CARDS.keys() - DENOISERS == {"vae", "attention_autoencoder", "classifier", "encoder"}
+    assert CARDS.keys() - DIFFUSIONS - {"shortcut_unet"} == {"vae", "attention_autoencoder", "classifier", "encoder"}
 
 
 # The parts of a training
@@ -154,7 +155,7 @@ class Denoiser(nn.Module):
         return x / 10
 
 
-@pytest.mark.parametrize("name", DENOISERS)
+@pytest.mark.parametrize("name", DIFFUSIONS)
 def test_a_denoiser_is_told_the_labels_where_it_takes_them_and_draws_step_and_noise(numbered, autoencoders, name):
     """Where no labels are dropped, the same numbers as ever: a seed still gives the network that it gave."""
     loss, draw, _, validate = parts_of(name, numbered, autoencoders)
@@ -226,10 +227,13 @@ def test_a_denoiser_of_latents_sees_each_image_encoded_once_and_standardised(num
 
 @pytest.fixture
 def small(tmp_path_factory, monkeypatch):
-    """Small cards on 96 drawn images, 32 of them for validation, and published autoencoders."""
+    """Small cards on 96 drawn images, 32 of them for validation; published autoencoders, and teachers in a latent."""
     monkeypatch.setattr(cards, "PUBLISHED", tmp_path_factory.mktemp("published"))
     for name in ("vae", "attention_autoencoder"):
         saved(name, cards.PUBLISHED, file=name)
+    latent = {"name": "vae", "sha256": read_card("vae")["sha256"]}
+    for seed, name in enumerate(("latent_unet", "latent_unet_unit_1")):
+        saved("latent_unet", cards.PUBLISHED, seed, name, autoencoder=latent)
     monkeypatch.setattr(recipes, "NUM_VALIDATION", 32)
     monkeypatch.setattr(recipes, "load_fashion_mnist", lambda split: draw_garments(96, seed=int(split != "train")))
     for name in CARDS:
@@ -244,9 +248,10 @@ SMALL = {"batch_size": 16}
 def test_a_network_is_trained_by_its_name_and_goes_on_from_a_checkpoint_of_version_0_1(small, tmp_path, name):
     """Its card had no kind, no process and no share of labels of 0, and only losses with a memory were in it.
 
-    Version 0.1 had no encoder, whose card stays as it is.
+    Version 0.1 had no encoder and no network that jumps, whose cards stay as they are.
     """
-    to_old = old_form if name != "encoder" else copy.deepcopy
+    is_new = name in ("encoder", "shortcut_unet")
+    to_old = copy.deepcopy if is_new else old_form
     reported = []
     whole, history = recipes.train_network(name, tmp_path / "whole", lambda run: reported.append(run.step), **SMALL)
     assert [point["step"] for point in history] == [2, 4] == reported
@@ -255,7 +260,7 @@ def test_a_network_is_trained_by_its_name_and_goes_on_from_a_checkpoint_of_versi
     state = torch.load(path)
     assert state["step"] == 2
     state |= {"card": to_old(state["card"]), "loss": state["loss"] or None}
-    assert name == "encoder" or not {"kind", "process"} & state["card"].keys()
+    assert is_new or not {"kind", "process"} & state["card"].keys()
     assert cards.upgrade(state["card"])["kind"] == CARDS[name]["kind"]
     torch.save(state, path)
     parts, found = recipes.train_network(name, tmp_path / "parts", **SMALL)

@@ -50,7 +50,7 @@ FLOORS = [
         "unet_plots",
         "planes",
     },
-    {"drawing", "processes", "train", "repair", "picture_reports"},
+    {"drawing", "processes", "teaching", "train", "repair", "picture_reports"},
     {"recipes", "picture_judge", "latent_paths", "leaderboard", "results", "controls"},
     {"latent_plots", "explorer", "evaluation"},
     {"showing", "picture_evaluation"},

@@ -20,7 +20,7 @@ from fmdiff_helpers.data import to_model
 from fmdiff_helpers.drawing import load_drawer
 from fmdiff_helpers.recipes import CARDS, train_network, training_parts
 from fmdiff_helpers.run import Run, best_precision
-from gpu_parts.loops import DENOISERS, LOOPS, begin, stepper, training_data
+from gpu_parts.loops import DENOISERS, LOOPS, NAMES, begin, stepper, training_data
 from gpu_parts.report import Report, Size
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -122,9 +122,9 @@ def resumes(out: Path, size: Size) -> dict:
 
 def correct(report: Report, out: Path, size: Size) -> None:
     """Prove that the device computes what the processor does."""
-    for name in CARDS:
+    for name in NAMES:
         report.add(name, partial(agrees, name, size))
     report.add("resume: whole, on the device, on the processor", partial(resumes, out, size))
-    for name in CARDS:
+    for name in NAMES:
         for loop in LOOPS[:2]:
             report.add(f"steps of {name}, {loop}", partial(steps_are_finite, name, size, loop))

@@ -18,11 +18,10 @@ from fmdiff_helpers import batching
 from fmdiff_helpers.batching import batch_size_on, in_batches, this_process
 from fmdiff_helpers.data import to_model
 from fmdiff_helpers.drawing import load_drawer
-from fmdiff_helpers.recipes import CARDS
 from fmdiff_helpers.run import best_precision
 from fmdiff_helpers.samplers import sample_ddpm
 from fmdiff_helpers.schedules import Schedule, linear_beta
-from gpu_parts.loops import DENOISERS, GOOD, LOOPS, begin, rate, stepper, timed, training_data
+from gpu_parts.loops import DENOISERS, GOOD, LOOPS, NAMES, begin, rate, stepper, timed, training_data
 from gpu_parts.report import Report, Size
 
 COMPILING = 75  # seconds that a network may take to be compiled and timed
@@ -224,15 +223,15 @@ def fast(report: Report, out: Path, size: Size) -> None:
         for label, peer in (("Annotated Diffusion Model", annotated), ("diffusers UNet2DModel", course_unet)):
             report.add(f"train {label}, eager, batch {batch}", partial(peer_speed, peer, batch, size))
 
-    measure(("eager",), CARDS, first)
+    measure(("eager",), NAMES, first)
     measure_peers(first)
     shipped = partial(annotated, shipped=True)
     report.add("train Annotated Diffusion Model, as shipped, batch 128", partial(peer_speed, shipped, 128, size))
     for name in DENOISERS:
         report.add(f"sample {name}", partial(sampling_speed, name, size))
     report.add("sample Annotated Diffusion Model", partial(annotated_sampling, size))
-    measure(("graph",), CARDS, first)
+    measure(("graph",), NAMES, first)
     for batch in size.batches[1:]:
-        measure(LOOPS[:2], CARDS, batch)
+        measure(LOOPS[:2], NAMES, batch)
         measure_peers(batch)
     measure(("compiled graph", "compiled"), GOOD, first)
