@@ -216,6 +216,11 @@ def from_values(make) -> object:
     return made
 
 
+def jvp(function, primals: tuple, tangents: tuple) -> tuple:
+    """Do what torch.func.jvp does, whose transforms take our tensors apart, by a gradient of a gradient."""
+    return torch.autograd.functional.jvp(function, primals, tangents, create_graph=True)
+
+
 class Everywhere(TorchDispatchMode):
     """Catch operations without tensors, such as torch.zeros(3, device="cuda"), too."""
 
@@ -276,6 +281,7 @@ def install(kind: str) -> None:
         module = import_module(name)
         module._group_tensors_by_device_and_dtype = grouped(module._group_tensors_by_device_and_dtype)
     torch.autocast = torch.amp.autocast = torch.amp.autocast_mode.autocast = Autocast
+    torch.func.jvp = jvp
     accelerator = torch.accelerator
     accelerator.is_available, accelerator.current_accelerator = (lambda: True), (lambda *a, **k: DEVICE)
     accelerator.synchronize = lambda *args: None
