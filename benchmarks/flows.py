@@ -1,47 +1,86 @@
-"""Train the network of lesson 09 that draws in one call, and measure networks that draw in few.
+"""Measure networks that draw in few calls, and what lesson 09 asks about them.
 
-uv run python benchmarks/flows.py train            `shortcut_unet`, into runs/shortcut_unet; 6,000 steps
+uv run python benchmarks/flows.py train NAME       `reflow_unet` or another of `trainings`, into runs/
 uv run python benchmarks/flows.py few [NAME ...]   1 to 8 steps, on the test images, into the card of `shortcut_unet`
+uv run python benchmarks/flows.py times            six short trainings, on the validation images, into the same card
 
-Names: those of `FEW`.
+`shortcut_unet` itself is trained by `fmdiff train shortcut_unet`. Names of `few`: those of `FEW`.
 """
 
 import os
 import sys
+from functools import partial
 
 import torch
 from exhibits import compared, publish, train_card
 
 from fmdiff_helpers.arguments import seeds_for
-from fmdiff_helpers.cards import build, published_first, read_card
+from fmdiff_helpers.cards import latent_shape, read_card
+from fmdiff_helpers.checkpoints import load_pretrained
 from fmdiff_helpers.data import describe_data
-from fmdiff_helpers.drawing import load_drawer
+from fmdiff_helpers.drawing import Drawer, drawer_of, load_drawer
 from fmdiff_helpers.leaderboard import load_judge, measure_drawer, measure_floors
-from fmdiff_helpers.recipes import start_from
+from fmdiff_helpers.recipes import CARDS, describe_autoencoder, first_weights, profiles
+from fmdiff_helpers.run import DEFAULTS
 
 N, STEPS = 1000, (1, 2, 4, 8)
-# It learns jumps from `latent_unet`, led away as on the leaderboard; so it needs no guidance of its own.
-TAUGHT = {"teacher": "latent_unet", "guide": "latent_unet_unit_1", "guidance": 2.5}
-PROCESS = {"name": "flow.Shortcut", "T": 1000, "beta": "cosine_beta"} | TAUGHT
-RECIPE = {"lr": 1e-3, "floor": 0.1, "steps": 6000, "every": 500}
-# Name -> what `load_drawer` takes but for the steps. A step that is led away is two calls.
+# Name -> the times that a flow is trained on: arguments of its process.
+TIMES = {"uniform": {}, "logit-normal": {"times": "logit_normal"}, "shifted, c = 2": {"shift": 2.0}}
+TIMES_STEPS, TIMES_SEEDS, DRAWING_STEPS = 1500, (0, 1), 10
+UNGUIDED = "shortcut_unet, teacher without guidance"
+
+
+def time_name(times: str, seed: int) -> str:
+    """Return the name of a training on some of `TIMES`."""
+    return f"{times}, training {seed + 1}"
+
+
+def trainings() -> dict[str, dict]:
+    """Return the cards of all trainings of this benchmark, by name."""
+    latent, shortcut = CARDS["latent_unet"], CARDS["shortcut_unet"]
+    alone = {key: value for key, value in shortcut["process"].items() if key not in ("guide", "guidance")}
+    full = shortcut["recipe"] | profiles("shortcut_unet")["full"]
+    cards = {
+        "reflow_unet": latent | {"process": alone | {"name": "flow.Reflow"}, "recipe": full},
+        UNGUIDED: shortcut | {"process": alone, "recipe": full},
+    }
+    short = latent["recipe"] | {"steps": TIMES_STEPS, "every": TIMES_STEPS}
+    for name, times in TIMES.items():
+        for seed in TIMES_SEEDS:
+            process = {"name": "flow.Flow", "T": 1000} | times
+            cards[time_name(name, seed)] = latent | {"process": process, "recipe": short | {"seed": seed}}
+    return cards
+
+
+def folder_of(name: str) -> str:
+    """Return where a training of this benchmark is."""
+    return f"runs/flows_{name.replace(',', '').replace(' ', '_')}"
+
+
+def train(name: str) -> None:
+    """Train a network of `trainings`, or go on from its checkpoint."""
+    card = trainings()[name] | {"data": describe_data()}
+    card |= {"autoencoder": describe_autoencoder("vae", latent_shape(CARDS["vae"]))}
+    card |= {"recipe": DEFAULTS | card["recipe"]}
+    train_card(card, folder_of(name), first_weights(card))
+
+
+def as_flow(num_steps: int) -> Drawer:
+    """Return `latent_unet` as it draws when it is converted to a flow, by Euler's method."""
+    process = {"name": "flow.Flow", "T": 1000, "beta": "cosine_beta"}
+    card = read_card("latent_unet") | {"process": process}
+    return drawer_of(card, load_pretrained("latent_unet"), num_steps, "cpu")
+
+
+# Name -> what returns its drawer for a number of steps. A step that is led away is two calls.
 FEW = {
-    "latent_unet": {"name": "latent_unet"},
-    "latent_unet, led away": {"name": "latent_unet", "guidance": 2.5, "guide": "latent_unet_unit_1"},
-    "shortcut_unet": {"name": "shortcut_unet"},
+    "latent_unet": partial(load_drawer, "latent_unet"),
+    "latent_unet, led away": partial(load_drawer, "latent_unet", guidance=2.5, guide="latent_unet_unit_1"),
+    "latent_unet, as a flow": as_flow,
+    "reflow_unet": partial(load_drawer, "reflow_unet"),
+    "shortcut_unet": partial(load_drawer, "shortcut_unet"),
+    UNGUIDED: partial(load_drawer, folder_of(UNGUIDED)),
 }
-
-
-def train() -> None:
-    """Train the network that jumps, from the weights of its teacher; its new weights begin at zero."""
-    teacher = read_card(published_first("latent_unet"))
-    card = {key: teacher[key] for key in ("kind", "network", "label_dropout", "autoencoder")}
-    card |= {"arguments": teacher["arguments"] | {"spans": True}, "process": PROCESS, "recipe": RECIPE}
-    card |= {"data": describe_data()}
-    torch.manual_seed(0)
-    model = build(card)
-    start_from(model, "latent_unet")
-    train_card(card, "runs/shortcut_unet", model)
 
 
 def measure_few(names: list[str]) -> None:
@@ -50,16 +89,28 @@ def measure_few(names: list[str]) -> None:
     publish("shortcut_unet", "few_steps", measure_floors(judge, N, seeds), **compared("test", N))
     for name in names:
         for num_steps in STEPS:
-            found = measure_drawer(judge, load_drawer(**FEW[name], num_steps=num_steps), N, seeds)
+            found = measure_drawer(judge, FEW[name](num_steps=num_steps), N, seeds)
             publish("shortcut_unet", "few_steps", {f"{name}: {num_steps}": found})
+
+
+def measure_times() -> None:
+    """Train flows that differ in the times of the training alone, and compare what they draw."""
+    judge, seeds = load_judge(split="validation"), seeds_for("validation")
+    about = compared("validation", N) | {"training_steps": TIMES_STEPS, "steps": DRAWING_STEPS}
+    for name in (time_name(times, seed) for times in TIMES for seed in TIMES_SEEDS):
+        train(name)
+        found = measure_drawer(judge, load_drawer(folder_of(name), DRAWING_STEPS), N, seeds)
+        publish("shortcut_unet", "times", {name: found}, **about)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count())))
     match sys.argv[1:]:
-        case ["train"]:
-            train()
+        case ["train", name] if name in trainings():
+            train(name)
         case ["few", *names] if set(names) <= set(FEW):
             measure_few(names or list(FEW))
+        case ["times"]:
+            measure_times()
         case _:
             print(__doc__)
