@@ -21,6 +21,7 @@ MOST_IMAGES = 60_000  # the training images: a floor of more real images cannot 
 # does both: what is chosen for its luck with one seed has no luck with another.
 FIRST_SEED = {"validation": 0, "test": 3}
 NUM_SEEDS = 3
+MOST_COLUMNS = 30  # in a picture that has a column for each kind
 UsageError: Any = typer.BadParameter.__base__  # of click, or of the copy of click inside newer versions of typer
 
 Network = Annotated[str, typer.Argument(help="A published network, or a folder that `fmdiff train` wrote.")]
@@ -126,19 +127,38 @@ def check_unused(options: dict[str, object], what: str) -> None:
             raise fail(f"{option} is given, but means nothing for {what}; leave it out", 2)
 
 
+def number_of_columns(kinds: Sequence[str], label: str | None) -> int | None:
+    """Return how many columns a picture has that shows all kinds; None if it shows one, or there are none or many."""
+    return len(kinds) if label is None and 0 < len(kinds) <= MOST_COLUMNS else None
+
+
+def check_grid(takes_labels: bool, columns: int | None, label: str | None, ending: str) -> None:
+    """Fail, with the reason, unless the names of the kinds can stand above the columns of a picture."""
+    reasons = {
+        "this network takes no labels": not takes_labels,
+        f"--label is {label!r}, one kind": label is not None,
+        f"this network knows more than {MOST_COLUMNS} kinds": columns is None,
+        f"--out ends in {ending}": ending != ".png",
+    }
+    for reason in (reason for reason, holds in reasons.items() if holds):
+        raise fail(f"--grid writes the names of all kinds into a .png, but {reason}; leave --grid out", 2)
+
+
 def check_place(out: Path, folder: bool) -> None:
     """Fail, before hours of work, if `out` cannot be written as a file, or as a folder."""
-    place = out.absolute()
+    place, kind = out.absolute(), "folder" if folder else "file"
     try:
         found = next(path for path in (place, *place.parents) if path.exists())
         fits = found.is_dir() if folder or found != place else found.is_file()
         # A file is written under a longer name first, beside its place.
         fits = fits and os.access(found, os.W_OK) and (folder or len(os.fsencode(out.name)) <= 200)
         fits = fits and (folder or found != place or os.access(place.parent, os.W_OK))
+        is_other = place.exists() and place.is_dir() != folder
     except OSError:  # a name that is too long, for example
-        fits = False
+        fits = is_other = False
+    if is_other:
+        raise fail(f"--out is {out}, which is a {'file' if folder else 'folder'}; name a {kind}", 2)
     if not fits:
-        kind = "folder" if folder else "file"
         raise fail(f"--out is {out}; name a {kind} in a folder that you may write to", 2)
 
 
@@ -147,10 +167,15 @@ def usual_folder(name: str, images: Path | None) -> Path:
     return Path("runs") / (name if images is None else f"{images.resolve().name}_{name}")
 
 
+def is_within(out: Path, images: Path) -> bool:
+    """Tell whether a folder that a training writes lies among the pictures that it learns from."""
+    return out.resolve().is_relative_to(images.resolve())
+
+
 def check_outside(out: Path, images: Path) -> None:
     """Fail if what a training writes would lie among the pictures that it learns from."""
-    if out.resolve().is_relative_to(images.resolve()):
-        raise fail(f"--out is {out}, inside of the pictures in {images}; name a folder elsewhere", 2)
+    if is_within(out, images):
+        raise fail(f"--out is {out}, inside of the pictures in {images}; name a folder elsewhere by --out", 2)
 
 
 def typed(folder: Path) -> str:

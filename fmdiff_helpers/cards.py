@@ -259,6 +259,8 @@ def missing_weights(name: str | Path) -> str:
             f"the training in {str(name)!r} has no weights yet, or lost them; run its `fmdiff train` again, which goes "
             "on from its checkpoint"
         )
+    if weights_at(Path("runs", name)).is_file():
+        return f"there are no weights {str(name)!r}; do you mean {str(Path('runs', name))!r}?"
     if not PUBLISHED.is_dir():
         return (
             f"there are no weights {str(name)!r}: the installed package does not hold the published networks; work in "

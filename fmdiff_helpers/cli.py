@@ -24,6 +24,7 @@ from fmdiff_helpers.arguments import (
     check_at_least,
     check_at_most,
     check_choice,
+    check_grid,
     check_outside,
     check_place,
     check_seeds,
@@ -34,6 +35,7 @@ from fmdiff_helpers.arguments import (
     is_first,
     most_images,
     next_command,
+    number_of_columns,
     plain_errors,
     usual_folder,
 )
@@ -42,7 +44,6 @@ from fmdiff_helpers.lab import find_lesson, has_browser, lab_arguments
 # Each command imports what it needs, so that `fmdiff --help` need not wait seconds for PyTorch. `sample` is long,
 # because its imports and checks stand in the order in which a user meets them.
 
-MOST_COLUMNS = 30  # in a picture that has a column for each kind
 EPOCH = 58_000  # images: the training split without those for validation
 # The ending of a file of samples -> the most images that it may hold.
 ANIMATED = (100, "for an animation")
@@ -55,7 +56,8 @@ LIMITS = {
 
 app = typer.Typer(
     cls=Commands,
-    help="Diffusion models on Fashion-MNIST: open a lesson, train a network, draw samples, measure them.",
+    help="Diffusion models on Fashion-MNIST, or on pictures of your own: open a lesson, train a network, draw samples, "
+    "measure them.",
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -87,10 +89,10 @@ def lab(
 def data(
     repair: Annotated[bool, typer.Option("--repair", help="Download missing and damaged files again.")] = False,
     folder: Annotated[
-        Path | None, typer.Option(help="Look at pictures of your own instead: a folder of them, or a .npz.")
+        Path | None, typer.Option("--folder", "--images", help="Look at pictures of your own: a folder, or a .npz.")
     ] = None,
 ) -> None:
-    """Download Fashion-MNIST if it is missing, check its four files, and say where they are."""
+    """Download Fashion-MNIST if it is missing, and check it; or say what is in a folder of your own pictures."""
     if folder is not None:
         check_unused({"--repair": repair or None}, "pictures of your own")
         from fmdiff_helpers.picture_reports import USUAL, describe, read_pictures
@@ -127,7 +129,9 @@ def train(
             "attention_autoencoder, vector_denoiser, classifier or encoder."
         ),
     ],
-    out: Annotated[Path | None, typer.Option(help="The folder to write to; runs/NAME if left out.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder to write to; runs/NAME or runs/FOLDER_NAME if left out.")
+    ] = None,
     profile: Annotated[str, typer.Option(help="How long: smoke (under a minute), quick or full.")] = "full",
     epochs: Annotated[float | None, typer.Option(help="Passes over the data, instead of those of a profile.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images in one step, of all processes together.")] = 128,
@@ -219,11 +223,9 @@ def sample(
         y = drawer.all_kinds(n) if label is None else drawer.one_kind(label, n)
     if animated and drawer.process.max_steps == 1:
         raise fail(f"{name!r} draws in one step, with nothing to animate; let --out end in .png or .npz", 2)
-    all_kinds = drawer.takes_labels and label is None and len(drawer.kinds) <= MOST_COLUMNS
-    columns = len(drawer.kinds) if all_kinds else None
-    if grid and (columns is None or kind != ".png"):
-        needs = f"a network that takes labels, of at most {MOST_COLUMNS} kinds, no --label, --out x.png"
-        raise fail(f"--grid needs all kinds in a .png: {needs}", 2)
+    columns = number_of_columns(drawer.kinds if drawer.takes_labels else (), label)
+    if grid:
+        check_grid(drawer.takes_labels, columns, label, kind)
     frames = []
     keep = (lambda step: frames.append(to_uint8(drawer.decode(step.xt)))) if animated else None
     with plain_errors():

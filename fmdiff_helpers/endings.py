@@ -1,5 +1,6 @@
 """Ways to end: a training that is told to end finishes its step, and two trainings never write to one folder."""
 
+import os
 import signal
 import threading
 import time
@@ -125,7 +126,9 @@ def only_writer(folder: Path) -> Iterator[None]:
             except Timeout:
                 problem = f"another training is writing to {folder}; wait until it ends, or name another folder"
             except (OSError, NotImplementedError) as error:
-                problem = f"{folder} cannot be kept from other trainings ({error}); name a folder elsewhere"
+                what = "kept from other trainings" if os.access(folder, os.W_OK) else "written to"
+                reason = getattr(error, "strerror", None) or error
+                problem = f"{folder} cannot be {what} ({reason}); name a folder elsewhere"
         if problems := [found for found in gather_object([problem]) if found]:
             raise ValueError(problems[0])
         if lock.is_locked:

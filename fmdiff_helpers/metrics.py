@@ -157,6 +157,32 @@ def nearest(images: Tensor, train_images: Tensor, shared: bool = False) -> tuple
     return difference.flatten(1).square().mean(dim=1).sqrt(), index
 
 
+def nearest_ratio(images: Tensor, train_images: Tensor) -> Tensor:
+    """Return the distance of images to the nearest training image, divided by that to the second nearest, (N,).
+
+    Both are uint8, (N, 1, H, W) and (M, 1, H, W). An exact copy has 0; one that is as far from two of them has 1. Below
+    1/3, an image counts as a copy. ValueError unless there are two training images. (Yoon et al. 2023; Bonnaire et al.
+    2025, eq. 6)
+    """
+    if len(train_images) < 2:
+        raise ValueError(f"there are {len(train_images)} training images; expected at least 2, to compare the nearest")
+    drawn, train = (part.flatten(1).cpu().double() for part in (images, train_images))
+    near = [torch.cdist(part, train).topk(2, largest=False).values for part in drawn.split(100)]
+    first, second = torch.cat(near).unbind(1)
+    return first / second.clamp(min=1e-9)  # both are 0 where a training image is there twice
+
+
+def kinds_in_turn(order: Tensor, labels: Tensor) -> Tensor:
+    """Return numbers of images (N,) in an order in which the kinds take turns, as long as there are some of each.
+
+    Among images of one kind the order stays. `labels` are those of all images.
+    """
+    kinds, rank = labels.cpu()[order], torch.empty_like(order)
+    for kind in kinds.unique():  # 0 for the first of its kind, 1 for the second, ...
+        rank[kinds == kind] = torch.arange((kinds == kind).sum())
+    return order[rank.argsort(stable=True)]
+
+
 def distances(found: Tensor, real: Tensor) -> dict[str, float]:
     """Return fd, kd, precision, recall, density and coverage of features (N, d), compared with real ones (M, d)."""
     density, coverage = density_and_coverage(found, real[: len(found)])  # with as many real images
@@ -226,11 +252,7 @@ class Judge:
     def real(self, n: int, seed: int, labels: Tensor | None = None) -> Tensor:
         """Return n random training images; with the labels (N,) of all training images, equally many of each kind."""
         order = torch.randperm(len(self.train_images), generator=torch.Generator().manual_seed(seed))
-        if labels is not None:
-            kinds, rank = labels.cpu()[order], torch.empty_like(order)
-            for kind in kinds.unique():  # 0 for the first of its kind, 1 for the second, ...
-                rank[kinds == kind] = torch.arange((kinds == kind).sum())
-            order = order[rank.argsort(stable=True)]
+        order = order if labels is None else kinds_in_turn(order, labels)
         return self.train_images[order[:n].to(self.train_images.device)]
 
     def floor(self, n: int, seeds: Sequence[int] = (0, 1, 2), labels: Tensor | None = None) -> list[dict[str, float]]:

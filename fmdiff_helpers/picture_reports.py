@@ -5,17 +5,20 @@ import sys
 from pathlib import Path
 from statistics import median
 
+from fmdiff_helpers.arguments import is_within, usual_folder
 from fmdiff_helpers.batching import this_process
 from fmdiff_helpers.pictures import FEW, LEAST, LEAST_PIXELS, Finds, Pictures, check_enough, read_pictures
 
 USUAL = 32  # pixels: the size that is advised for larger pictures, and the one of a training that names none
 NAMED = 5  # files in one line; `fmdiff data` names each damaged one
+COUNTED = 20  # kinds in one line
+RARE = 10  # pictures of a kind: with fewer, a network hardly learns it
 
 
-def some(names: list[str]) -> str:
+def some(names: list[str], most: int = NAMED) -> str:
     """Return the first few names, and how many more there are."""
-    more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def describe_sizes(finds: Finds) -> str:
@@ -38,7 +41,7 @@ def describe_kinds(pictures: Pictures) -> str:
     if pictures.kinds:
         counts = pictures.labels.bincount(minlength=len(pictures.kinds)).tolist()
         named = [f"{kind} {count:,}" for kind, count in zip(pictures.kinds, counts, strict=True)]
-        return f"Kinds: {len(named)}, each with its pictures: {', '.join(named)}."
+        return f"Kinds: {len(named)}, each with its pictures: {some(named, COUNTED)}."
     if pictures.finds.loose:
         return f"No kinds, because {pictures.finds.loose:,} pictures lie beside the subfolders; move them into one."
     return "No kinds. If your pictures have some, put each kind into a subfolder of its own."
@@ -49,6 +52,8 @@ def describe_finds(finds: Finds) -> list[str]:
     lines = [f"Left out, there already: {finds.twice:,}."] if finds.twice else []
     lines += [f"Left out: {file}: {reason}." for file, reason in finds.damaged.items()]
     lines += [f"Left out, no pictures: {some(finds.others)}."] if finds.others else []
+    if any(name.lower().endswith(".npz") for name in finds.others):
+        lines += ["A .npz is read alone: name the file itself in place of the folder."]
     lines += [f"Moving pictures: {finds.moving:,}; only the first frame is used."] if finds.moving else []
     long = sum(max(size) >= 2 * min(size) for size in finds.sizes)
     return lines + ([f"Long pictures: {long:,}; only the middle square is used."] if long else [])
@@ -68,8 +73,28 @@ def describe_advice(pictures: Pictures, place: Path) -> list[str]:
     network = "patch_unet" if pictures.kinds else "unet"
     train = len(pictures.images) - 2 * held
     lines = [f"Training will see {train:,} of them; {held:,} are kept apart to choose by, and {held:,} to report with."]
-    lines += [f"Next: fmdiff train {network} --images {shlex.quote(str(place))} --size {size}"]
-    return lines + ([few_words(pictures)] if len(pictures.images) < FEW else [])
+    lines += [
+        f"Next: fmdiff train {network} --images {shlex.quote(str(place))} --size {size}{elsewhere(place, network)}"
+    ]
+    return lines + warnings_of(pictures)
+
+
+def elsewhere(place: Path, network: str) -> str:
+    """Return an option --out, if a training would otherwise write among the pictures at a place."""
+    usual = usual_folder(network, place)
+    return f" --out {shlex.quote(str(place / '..' / usual.name))}" if is_within(usual, place) else ""
+
+
+def warnings_of(pictures: Pictures) -> list[str]:
+    """Return what a training should be told: that pictures are few, or that some kinds have few."""
+    lines = [few_words(pictures)] if len(pictures.images) < FEW else []
+    counts = pictures.labels.bincount(minlength=len(pictures.kinds)).tolist()
+    rare = [kind for kind, count in zip(pictures.kinds, counts, strict=False) if count < RARE]
+    if not rare:
+        return lines
+    return [*lines, f"WARNING: {len(rare):,} of {len(pictures.kinds):,} kinds have fewer than {RARE} pictures: "
+            f"{some(rare)}. What is drawn with such a label may show another kind, or a copy. If the subfolders are no "
+            "kinds, put all pictures into one folder."]  # fmt: skip
 
 
 def few_words(pictures: Pictures) -> str:
@@ -99,7 +124,7 @@ def pictures_to_train(place: Path, size: int | None, grey: bool) -> Pictures:
     check_enough(pictures)
     damaged = [f"{file} ({reason})" for file, reason in pictures.finds.damaged.items()]
     lines = [f"NOTICE: left out are {some(damaged)}"] if damaged else []
-    lines += [few_words(pictures)] if len(pictures.images) < FEW else []
+    lines += warnings_of(pictures)
     for line in lines if this_process().is_main_process else ():
         print(line, file=sys.stderr)
     return pictures

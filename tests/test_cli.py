@@ -402,7 +402,7 @@ def test_every_kind_has_its_name_and_its_number(here):
         ("tiny --nothing", "No such option: --nothing"),
         ("tiny --out x.jpg", "'.jpg'; expected one of .png, .gif, .webp, .npz"),
         ("tiny --out x", "''; expected one of .png, .gif, .webp, .npz"),
-        ("tiny --out folder.png", "--out is folder.png; name a file in a folder that you may write to"),
+        ("tiny --out folder.png", "--out is folder.png, which is a folder; name a file"),
         ("tiny --out file/x.webp", f"--out is {Path('file/x.webp')}; name a file in a folder that you may write to"),
         ("my_vae -o x.gif", "'my_vae' draws in one step, with nothing to animate; let --out end in .png or .npz"),
         ("my_vae -o x.webp", "'my_vae' draws in one step"),
@@ -413,10 +413,10 @@ def test_every_kind_has_its_name_and_its_number(here):
           for label in ("Hat", "10", "-1", "", "dres", "1.0")),
         ("tiny --label Dress", "label is 'Dress', but this network takes no labels; leave it out"),
         ("my_vae --label Dress", "label is 'Dress', but this network takes no labels"),
-        ("labelled --grid -o x.npz", "--grid needs all kinds in a .png"),
-        ("labelled --grid -o x.webp", "--grid needs all kinds in a .png"),
-        ("labelled --grid --label Bag", "--grid needs all kinds in a .png"),
-        ("tiny --grid", "--grid needs all kinds in a .png: a network that takes labels"),
+        ("labelled --grid -o x.npz", "--grid writes the names of all kinds into a .png, but --out ends in .npz; leave"),
+        ("labelled --grid -o x.webp", "into a .png, but --out ends in .webp; leave --grid out"),
+        ("labelled --grid --label Bag", "into a .png, but --label is 'Bag', one kind; leave --grid out"),
+        ("tiny --grid", "into a .png, but this network takes no labels; leave --grid out"),
     ],
 )  # fmt: skip
 def test_sample_refuses(here, arguments, said):
@@ -562,7 +562,7 @@ USELESS = "is given, but means nothing for"
         ("latents my_vae -o x.gif", "the ending of --out is '.gif'; expected one of .png"),
         ("path my_unet -o x", "the ending of --out is ''; expected one of .png"),
         ("loop my_unet -o x.png", "the ending of --out is '.png'; expected one of .gif, .webp"),
-        ("path my_unet -o folder.png", "--out is folder.png; name a file in a folder"),
+        ("path my_unet -o folder.png", "--out is folder.png, which is a folder; name a file"),
         ("loop my_unet -o file/x.gif", f"--out is {Path('file/x.gif')}; name a file in a folder"),
         ("latents tiny", "'tiny' (UNet) has no latents to show; name a denoiser of latents, or an autoencoder"),
         ("reconstructions classifier", "'classifier' (Classifier) has no reconstructions to show"),
@@ -983,7 +983,7 @@ def trained(here, monkeypatch) -> list[tuple]:
         *((f"unet --batch-size {size}", f"--batch-size is {size}; expected at least 1") for size in (0, -128)),
         *((f"{name} --pictures", f"--pictures is for networks that draw step by step, but {name} does not")
           for name in ("vae", "classifier")),
-        ("unet --out file", "--out is file; name a folder in a folder that you may write to"),
+        ("unet --out file", "--out is file, which is a file; name a folder"),
     ],
 )  # fmt: skip
 def test_train_refuses(here, trained, arguments, said):

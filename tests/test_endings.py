@@ -1,6 +1,7 @@
 """The claims of fmdiff_helpers.endings: one training writes to a folder, and removes what a killed one left."""
 
 import errno
+import os
 import shutil
 import signal
 import subprocess
@@ -106,6 +107,9 @@ def test_a_folder_that_cannot_be_locked_is_an_error_that_names_it(tmp_path, monk
     with pytest.raises(ValueError, match=rf"{tmp_path} cannot be kept from other trainings \(.*\); name a folder else"):
         fit(tmp_path)
     assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(ValueError, match=rf"{tmp_path} cannot be written to \((No locks available|no flock)\); name a"):
+        fit(tmp_path)
 
 
 def test_a_handler_that_is_not_pythons_stays(monkeypatch):

@@ -25,6 +25,7 @@ from fmdiff_helpers.metrics import (
     linear_probe,
     mean_and_spread,
     nearest,
+    nearest_ratio,
     share_inside,
     spread_within,
 )
@@ -282,6 +283,18 @@ def test_the_nearest_image_agrees_with_all_distances_in_float64(train_images, te
     distance, index = nearest(test_images[:40], train_images)
     assert torch.equal(index, expected.indices)
     assert_close(distance.double(), expected.values, rtol=1e-4, atol=1e-4)
+
+
+def test_a_copy_is_less_than_a_third_as_far_from_the_nearest_image_as_from_the_second_nearest():
+    """Grey images: the distance is the difference of the greys; the third nearest does not count."""
+    train = torch.tensor([90, 0, 30, 200], dtype=torch.uint8)[:, None, None, None].expand(4, 1, 28, 28)
+    drawn = torch.tensor([0, 6, 10, 15, 60, 110], dtype=torch.uint8)[:, None, None, None].expand(6, 1, 28, 28)
+    expected = torch.tensor([0, 6 / 24, 10 / 20, 1, 1, 20 / 80]).double()
+    assert_close(nearest_ratio(drawn, train), expected)
+    assert_close(nearest_ratio(drawn.repeat(30, 1, 1, 1), train), expected.repeat(30))
+    assert nearest_ratio(drawn[:1], train[[1, 1, 2]]).item() == 0, "an image that is there twice can be copied, too"
+    with pytest.raises(ValueError, match="there are 1 training images; expected at least 2"):
+        nearest_ratio(drawn, train[:1])
 
 
 # Judge

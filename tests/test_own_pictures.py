@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from drawn_pictures import SHAPES, write_mix, write_shapes
+from drawn_pictures import SHAPES, drawn, write_mix, write_shapes
 from PIL import Image
 from small_networks import TINY, same_weights
 from small_training import at_call
@@ -162,6 +162,40 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_written(folders):
         check_refused(line, words)
 
 
+def test_kinds_with_few_pictures_are_named_and_a_long_list_is_cut(here):
+    for k in range(60):
+        Path(f"kinds/kind {k:02d}").mkdir(parents=True)
+        drawn(k)[0].save(f"kinds/kind {k:02d}/x.png")
+    report = said("data --images kinds")  # the name that the option has for all other commands
+    assert (
+        "Kinds: 60, each with its pictures: kind 00 1, kind 01 1, " in report and "kind 19 1 and 40 more.\n" in report
+    )
+    warning = (
+        "WARNING: 60 of 60 kinds have fewer than 10 pictures: kind 00, kind 01, kind 02, kind 03, kind 04 and 55 more"
+    )
+    assert warning in report and warning in fmdiff("train patch_unet --images kinds").stderr
+    result = fmdiff("sample runs/kinds_patch_unet --grid --steps 1")
+    assert "but this network knows more than 30 kinds; leave --grid out" in result.stderr
+
+
+def test_the_command_that_is_advised_in_the_folder_of_the_pictures_itself_writes_elsewhere(folders, here, monkeypatch):
+    shutil.copytree(folders / "mix", "mix")
+    np.savez("mix/more.npz", images=np.zeros((60, 32, 32), np.uint8))
+    monkeypatch.chdir("mix")
+    report = said("data --folder .")
+    assert "Left out, no pictures: more.npz, notes.txt.\nA .npz is read alone: name the file itself" in report
+    (advised,) = [line for line in report.splitlines() if line.startswith("Next: fmdiff ")]
+    assert advised.endswith(" --out ../mix_unet")
+    before = sorted(Path().iterdir())
+    said(advised.removeprefix("Next: fmdiff "))
+    assert sorted(Path().iterdir()) == before and (here / "mix_unet" / "weights.safetensors").exists()
+
+
+def test_a_training_that_is_named_without_its_folder_is_found(folders):
+    said(f"train unet --images {folders / 'mix'}")
+    check_refused("sample mix_unet", "there are no weights 'mix_unet'; do you mean 'runs/mix_unet'?")
+
+
 # Training
 
 
@@ -287,14 +321,14 @@ def test_samples_have_the_kinds_of_the_training_pictures(judge, shapes):
 
 def test_the_nearest_training_pictures_stand_below_samples_with_their_distance(shapes, folders, monkeypatch):
     train_network("patch_unet", "run", own=shapes, batch_size=16)
-    drawn = to_uint8(load_drawer("run", 2).draw(10, 5, torch.arange(10) % 4)).movedim(1, 3).int()
+    samples = to_uint8(load_drawer("run", 2).draw(10, 5, torch.arange(10) % 4)).movedim(1, 3).int()
     figures = []
     monkeypatch.setattr(showing, "image_grid", lambda *parts: figures.append(parts) or image_grid(*parts))
     line = f"show nearest run --images {folders / 'shapes'} --steps 2 --seed 5"
     assert said(line) == "nearest of run in nearest.png\n" and Path("nearest.png").exists()
     ((images, columns, heads, rows),) = figures
     above, below = images.movedim(1, 3).int().split(10)
-    assert (columns, rows) == (10, ["sample", "nearest"]) and torch.equal(above, drawn)
+    assert (columns, rows) == (10, ["sample", "nearest"]) and torch.equal(above, samples)
     distance = (above[:, None] - shapes.part("train")[0].movedim(1, 3).int()).double().square().mean((2, 3, 4)).sqrt()
     assert heads == [f"{value:.0f}" for value in distance.amin(dim=1)]
     assert torch.equal(below, shapes.part("train")[0].movedim(1, 3).int()[distance.argmin(dim=1)])

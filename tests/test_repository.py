@@ -173,7 +173,7 @@ def test_no_machine_and_no_package_host_in_tracked_files():
     tracked = listing.stdout.split("\0")
     assert "uv.lock" not in tracked
     for name in tracked:
-        if name and not name.endswith((".png", ".webp", ".ipynb", ".safetensors")):
+        if name and not name.endswith((".png", ".webp", ".ipynb", ".npz", ".safetensors")):
             text = (ROOT / name).read_text(encoding="utf-8")
             assert not re.search(r"pypi\.org|files\.pythonhosted|/(root|home/\w+)/", text), name
 

@@ -234,6 +234,6 @@ def test_the_zip_holds_what_lessons_need_and_the_same_bytes_each_time(tmp_path):
     weights = {path.relative_to(ROOT).as_posix() for path in (ROOT / "data" / "weights").iterdir()}
     assert weights | {"fmdiff_helpers/start.py", "data/leaderboard.json", "pyproject.toml"} <= set(names)
     lessons = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "notebooks").glob("*.ipynb"))
-    read = set(re.findall(r"ROOT / ..([\w/]+\.json)", lessons))
+    read = set(re.findall(r"ROOT / ..([\w/]+\.(?:json|npz))", lessons))
     assert "benchmarks/quality.json" in read and read <= set(names)
     assert not [name for name in names if name.startswith(("tests", "figures", "data/FashionMNIST", ".git"))]

@@ -22,6 +22,7 @@ REPORTS = {
     "gpu_parts/good.py": {"distances", "quality"},
     "latents.py": {"measure_reported"},
     "leaderboard.py": {"measure_board", "measure_kinds"},
+    "memory.py": {"measure", "run"},
     "patch_unets.py": {"measure_reported"},
     "quality.py": {"run", "measure_floor"},
     "transformer_choices.py": {"measure"},

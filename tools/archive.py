@@ -16,7 +16,8 @@ import nbformat
 from fmdiff_helpers.checkpoints import write_atomically
 
 ROOT = Path(__file__).parents[1]
-PARTS = ("notebooks/*.ipynb", "fmdiff_helpers", "data", "benchmarks/*.json", "pyproject.toml", "README.md", "LICENSE")
+PARTS = ("notebooks/*.ipynb", "fmdiff_helpers", "data", "benchmarks/*.json", "benchmarks/*.npz", "pyproject.toml")
+PARTS += ("README.md", "LICENSE")
 LONG_AGO = (1980, 1, 1, 0, 0, 0)  # the earliest time in a ZIP
 
 
