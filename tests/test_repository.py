@@ -34,7 +34,7 @@ FLOORS = [
         "entries",
     },
     {"cards"},
-    {"data", "checkpoints", "diffusion", "endings", "flows", "images", "plots", "alt_text", "models"},
+    {"data", "checkpoints", "diffusion", "endings", "flows", "images", "plots", "alt_text", "models", "canvas"},
     {
         "start",
         "arguments",
