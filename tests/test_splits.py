@@ -24,6 +24,7 @@ REPORTS = {
     "leaderboard.py": {"measure_board", "measure_kinds"},
     "patch_unets.py": {"measure_reported"},
     "quality.py": {"run", "measure_floor"},
+    "repair.py": {"report", "run"},
     "transformer_choices.py": {"measure"},
     "vectors.py": {"measure_reported"},
 }
