@@ -74,7 +74,7 @@ const begin = style => {
     follow(event, null);
     follow(event, pen.value);
   };
-  board.onpointermove = event => event.buttons && follow(event, pen.value);
+  board.onpointermove = event => board.hasPointerCapture(event.pointerId) && follow(event, pen.value);
   board.onkeydown = event => {
     const way = {ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1]}[event.key];
     if (way) go(now.row + way[0], now.column + way[1], event.shiftKey ? pen.value : null);

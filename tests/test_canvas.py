@@ -109,6 +109,10 @@ def test_a_mouse_draws_without_gaps_and_nothing_is_said_before_the_button(page, 
     page.mouse.move(*place(board, 3, 20))
     page.mouse.up()
     page.mouse.move(*place(board, 9, 9))
+    page.mouse.move(1, 1)  # pressed elsewhere, it does not draw here
+    page.mouse.down()
+    page.mouse.move(*place(board, 9, 9))
+    page.mouse.up()
     assert page.evaluate("heard") == []
     assert used(page).equal(line(3, range(2, 21)))
     assert page.locator(".use").is_disabled()

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_explorers import GARMENTS, LABELS, SHORT, drawer
+from test_explorers import GARMENTS, IN_BOTH, LABELS, SHORT, drawer, inside
 from torch.testing import assert_close
 
 from fmdiff_helpers.data import CLASS_NAMES, to_model
@@ -69,6 +69,12 @@ def test_what_is_painted_is_hidden(explorer):
     expected[3, 5:7] = expected[27, 0] = True
     assert unseen.equal(expected) and measurement.keep.equal(~expected)
     assert "known part 0.000 off" in explorer.readout.value
+
+
+def test_all_its_parts_are_in_ipywidgets_7_and_8(explorer):
+    parts = list(inside(explorer.view))
+    assert explorer.controls["hidden"].box in parts
+    assert {part._model_name for part in parts} <= {f"{name}Model" for name in (*IN_BOTH, "Textarea")}
 
 
 def test_the_garment_is_shown_below_what_is_painted(explorer):
