@@ -1,11 +1,12 @@
 """Measure how well lesson 10's methods repair garments of the test images, beside simple baselines.
 
-python benchmarks/repair.py choose                  the strength of DPS, on the validation images; into repair.json
-python benchmarks/repair.py run [QUESTION [ROW]]    all rows, those of a question, or one; into repair.json
-python benchmarks/repair.py table                   repair.json as a table
+uv run python benchmarks/repair.py choose                  the strength of DPS, on the validation images
+uv run python benchmarks/repair.py run [QUESTION [ROW]]    all rows, those of a question, or one, on the test images
+uv run python benchmarks/repair.py table                   repair.json as a table
 
-Questions: "hole", whose right half is not known, and "7 x 7". Rows: "truth", which is the garments themselves, those of
-`BASELINES`, and those of `METHODS`. Each row is written as soon as it is measured, and a row that fails stops the run.
+Choose first; both write into repair.json. Questions: "hole", whose right half is not known, and "7 x 7". Rows: "truth",
+which is the garments themselves, those of `BASELINES`, and those of `METHODS`. Each row is written as soon as it is
+measured, and a row that fails stops the run.
 """
 
 import json
