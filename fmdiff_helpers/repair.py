@@ -52,10 +52,7 @@ def seen_before(k: int, measurement: Measurement, seen: Tensor, eps: Tensor, cha
 def look(
     model: Callable, x: Tensor, k: int, steps: Tensor, chain: Schedule, y: Tensor | None, clip: float
 ) -> tuple[Tensor, Tensor]:
-    """Return what the model predicts at step k of `chain`, which is step steps[k] for it: the noise, and the x0.
-
-    Built in lesson 10.
-    """
+    """Return what the model predicts at step k, for it step steps[k]: the noise, and the x0. Built in lesson 10."""
     index = torch.full(x.shape[:1], k, device=x.device)
     eps_hat = model(x, steps[index], y)
     return eps_hat, x0_from_eps(x, index, eps_hat, chain).clamp(-clip, clip)
@@ -70,13 +67,29 @@ def step_back(
     eps_hat: Tensor,
     generator: torch.Generator | None,
 ) -> Step:
-    """Walk DDPM's step k of `chain` with this x0_hat. (Ho et al. 2020, algorithm 2, with the variance of eq. 7)
-
-    Built in lesson 10.
-    """
+    """Walk DDPM's step k with this x0_hat. (Ho et al. 2020, algorithm 2, variance of eq. 7) Built in lesson 10."""
     mean, variance = posterior(x0_hat, x, torch.full(x.shape[:1], k, device=x.device), chain)
     noise = variance.sqrt() * torch.randn(x.shape, generator=generator, device=x.device)
     return Step(int(steps[k]), x, x0_hat, eps_hat, noise, mean + noise)
+
+
+def step_and_replace(
+    model: Callable,
+    x: Tensor,
+    k: int,
+    steps: Tensor,
+    chain: Schedule,
+    measurement: Measurement,
+    seen: Tensor,
+    generator: torch.Generator | None,
+    y: Tensor | None,
+    clip: float,
+) -> Step:
+    """Walk a step of DDPM, then put in what the measurement sees, with fresh noise. Built in lesson 10."""
+    eps_hat, x0_hat = look(model, x, k, steps, chain, y, clip)
+    step = step_back(x, k, steps, chain, x0_hat, eps_hat, generator)
+    eps = torch.randn(x.shape, generator=generator, device=x.device)
+    return step._replace(x_prev=rectify(step.x_prev, measurement, seen_before(k, measurement, seen, eps, chain)))
 
 
 @torch.no_grad()
@@ -101,12 +114,10 @@ def sample_replacing(
     check_seen(measurement, x, seen)
     steps, chain = respace(schedule, num_steps)
     for k in tqdm(reversed(range(chain.T)), total=chain.T, leave=False, disable=not progress):
-        eps_hat, x0_hat = look(model, x, k, steps, chain, y, clip)
-        step = step_back(x, k, steps, chain, x0_hat, eps_hat, generator)
-        eps = torch.randn(x.shape, generator=generator, device=x.device)
-        x = rectify(step.x_prev, measurement, seen_before(k, measurement, seen, eps, chain))
+        step = step_and_replace(model, x, k, steps, chain, measurement, seen, generator, y, clip)
         if watch:
-            watch(step._replace(x_prev=x))
+            watch(step)
+        x = step.x_prev
     return x
 
 
@@ -151,8 +162,7 @@ def sample_repaint(
 
     It asks the model about `repeats` times as often; `jump` is how many steps it goes back at a time. Of Gaussian data
     the mean becomes right. The spread does at first; with very many repetitions it becomes too small, because each step
-    adds less noise than it should.
-    (Lugmayr et al. 2022, algorithm 1) Built in lesson 10.
+    adds less noise than it should. (Lugmayr et al. 2022, algorithm 1) Built in lesson 10.
     """
     check_seen(measurement, x, seen)
     steps, chain = respace(schedule, num_steps)
@@ -163,12 +173,10 @@ def sample_repaint(
             eps = torch.randn(x.shape, generator=generator, device=x.device)
             x = forward_step(x, torch.full(x.shape[:1], k, device=x.device), eps, chain)
             continue
-        eps_hat, x0_hat = look(model, x, k, steps, chain, y, clip)
-        step = step_back(x, k, steps, chain, x0_hat, eps_hat, generator)
-        eps = torch.randn(x.shape, generator=generator, device=x.device)
-        x = rectify(step.x_prev, measurement, seen_before(k, measurement, seen, eps, chain))
+        step = step_and_replace(model, x, k, steps, chain, measurement, seen, generator, y, clip)
         if watch:
-            watch(step._replace(x_prev=x))
+            watch(step)
+        x = step.x_prev
     return x
 
 

@@ -21,7 +21,7 @@ from browser import (
 from nbconvert import HTMLExporter
 from test_notebooks import code_cells, needed
 
-FILMS = {"01": 3, "02": 1, "03": 1, "04": 2, "05": 2, "06": 1, "07": 2, "08": 1}  # Filmstrips in a saved lesson
+FILMS = {"01": 3, "02": 1, "03": 1, "04": 2, "05": 2, "06": 1, "07": 2, "08": 1, "10": 2}  # Filmstrips of a lesson
 LESSONS = {path.name[:2]: path for path in (Path(__file__).parents[1] / "notebooks").glob("*.ipynb")}
 
 pytestmark = [
@@ -211,6 +211,24 @@ def test_lesson_07_in_jupyterlab():
 def test_lesson_08_in_jupyterlab():
     with lesson_run("08") as page:
         check_film(page, page.locator("figure.fmdiff-film"))
+
+
+def test_lesson_10_in_jupyterlab():
+    with lesson_run("10") as page:
+        explorer, handle = check_explorer(page)
+        slide_to_the_end(page, handle)
+        canvas, seen = explorer.locator("canvas"), explorer.locator("img").nth(1)
+        before = pixels(seen)
+        canvas.click()  # the left edge of the hidden half is in the middle
+        assert pixels(seen) == before, "nothing is drawn before the button is pressed"
+        explorer.locator(".use").click()
+        check_changes(page, seen, before)
+        page.wait_for_function("() => !document.querySelector('.fmdiff-canvas textarea').disabled")
+        before = pixels(seen)
+        canvas.focus()
+        for key in ("ArrowUp", "ArrowUp", "Space", "Enter"):
+            page.keyboard.press(key)
+        check_changes(page, seen, before)
 
 
 @pytest.mark.parametrize(("number", "count"), FILMS.items())

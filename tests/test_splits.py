@@ -25,6 +25,7 @@ REPORTS = {
     "memory.py": {"measure", "run"},
     "patch_unets.py": {"measure_reported"},
     "quality.py": {"run", "measure_floor"},
+    "repair.py": {"report", "run"},
     "transformer_choices.py": {"measure"},
     "vectors.py": {"measure_reported"},
 }
