@@ -22,8 +22,6 @@ METHODS = {
     "DPS": sample_dps,
 }
 STRENGTHS = (0.3, 1.0, 2.0, 5.0, 20.0)
-
-
 MASK_PENS = {"seen": "transparent", "hidden": "#E69F00D0"}
 GREY_PENS = {"black": "#000", "dark grey": "#555", "light grey": "#AAA", "white": "#FFF"}
 
