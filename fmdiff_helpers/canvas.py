@@ -91,11 +91,13 @@ const begin = style => {
   root.querySelector(".note").style.display = "none";
   root.querySelector(".tools").style.display = "";
   clearInterval(now.timer);
-  now.timer = setInterval(() => {  // Python may change the drawing, or lock it
+  const look = () => {  // Python may change the drawing, or lock it
     if (!root.isConnected) return clearInterval(now.timer);
     if (area.value !== now.sent) now.cells = [...(now.sent = area.value)];
     show();
-  }, 200);
+  };
+  now.timer = setInterval(look, 200);
+  look();  // or what is drawn at once would be lost
 };
 begin(this);
 """)
