@@ -59,7 +59,9 @@ class Drawer:
     `process` is one of `fmdiff_helpers.processes`, and `model` what its `sample` takes: `process.predictor(network)`,
     guided or not. `num_steps` None means all of them, `eta` None the process's own. A denoiser of latents needs its
     `autoencoder`. If `shared`, the processes of `accelerate launch` share the work: all of them must call `draw`, and
-    all get all images. `kinds` are the names of what it draws, in the order of the labels.
+    all get all images. `kinds` are the names of what it draws, in the order of the labels. A `precise` model takes
+    float64, and the sampler computes in it where the device can: at the first step hardly any signal is left, so that
+    x0_hat is a small difference divided by a smaller number.
     """
 
     process: Any
@@ -70,10 +72,11 @@ class Drawer:
     shared: bool = False
     eta: float | None = None
     kinds: Sequence[str] = CLASS_NAMES
+    precise: bool = False
 
     def decode(self, x: Tensor) -> Tensor:
-        """Return the states x (B, ...) of a chain as images, of garments (B, 1, 28, 28)."""
-        return self.autoencoder.from_latent(x) if self.autoencoder else x
+        """Return the states x (B, ...) of a chain as images in float32, of garments (B, 1, 28, 28)."""
+        return self.autoencoder.from_latent(x.float()) if self.autoencoder else x.float()
 
     def all_kinds(self, n: int) -> Tensor | None:
         """Return n labels, all kinds in turn; None if the network takes no labels."""
@@ -99,6 +102,8 @@ class Drawer:
         start = torch.Generator(device).manual_seed(seed)
         shape = self.autoencoder.latent_shape if self.autoencoder else self.process.shape
         x = torch.randn((n, *shape), generator=start, device=device)
+        if self.precise and device.type != "mps":  # which has no float64
+            x = x.double()
         options = {
             "watch": watch,
             "clip": math.inf if self.autoencoder else 1.0,
@@ -142,11 +147,22 @@ def autoencoder_of(card: dict, device: torch.device | str) -> Any:
     return autoencoder
 
 
+def in_single(network: Callable) -> Callable:
+    """Return a network of float32 as one that takes any precision, and returns that of its images."""
+
+    def predict(x: Tensor, *rest: Tensor | None) -> Tensor:
+        floats = (part.float() if part is not None and part.is_floating_point() else part for part in (x, *rest))
+        return network(*floats).to(x.dtype)
+
+    return predict
+
+
 def drawer_of(card: dict, network: nn.Module, num_steps: int | None, device: torch.device | str) -> Drawer:
     """Return the Drawer of a network that is already on `device`, as its card says."""
     process = build_process(card, device)
-    model, autoencoder = process.predictor(network), autoencoder_of(card, device)
-    return Drawer(process, model, num_steps, autoencoder, takes_labels(card), kinds=kinds_of(card))
+    autoencoder, walks = autoencoder_of(card, device), process.max_steps > 1
+    model = process.predictor(in_single(network) if walks else network)
+    return Drawer(process, model, num_steps, autoencoder, takes_labels(card), kinds=kinds_of(card), precise=walks)
 
 
 def check_fit(name: Path | str, drawer: Drawer, expected: tuple[int, ...] = GARMENT) -> None:

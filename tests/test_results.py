@@ -17,7 +17,7 @@ from fmdiff_helpers.cards import build, read_card
 from fmdiff_helpers.checkpoints import load_pretrained
 from fmdiff_helpers.data import CLASS_NAMES
 from fmdiff_helpers.diffusion import at, eps_from_x0
-from fmdiff_helpers.drawing import Drawer, load_drawer
+from fmdiff_helpers.drawing import Drawer, in_single, load_drawer
 from fmdiff_helpers.export import save_figures
 from fmdiff_helpers.plots import image_grid, loss_curves
 from fmdiff_helpers.processes.diffusion import Diffusion
@@ -79,11 +79,11 @@ def test_pictures_are_one_chain_column_by_column_and_five_samples_of_each_kind(
 ):
     """Of a long chain only every so-manyth step is shown. With all 20 steps the sampler is DDPM."""
     y, rows, names = (KINDS, IN_ROWS, CLASS_NAMES) if card is CARD else (None, None, ())
-    drawer, steps = Drawer(Diffusion(CHAIN), network, num_steps), []
+    drawer, steps = Drawer(Diffusion(CHAIN), in_single(network), num_steps, precise=True), []
     sample = drawer.draw(10, 0, y, watch=steps.append)
     found = pictures(network, num_steps, card)
     generation, samples = found["generation"], found["samples"]
-    expected = [*(step.xt for step in steps[::every]), sample]
+    expected = [*(step.xt.float() for step in steps[::every]), sample]
     assert torch.equal(generation.images.unflatten(0, (10, generation.columns)), torch.stack(expected, dim=1))
     assert generation.column_labels == [*(f"t = {step.t}" for step in steps[::every]), "sample"]
     assert steps[0].t == 19 and len(steps) == num_steps
