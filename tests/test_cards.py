@@ -73,7 +73,7 @@ def test_a_card_of_version_0_1_becomes_one_of_today(network, special, kind_and_p
     }
 
 
-NEW = {"encoder", "CARDS['encoder']", "shortcut_unet", "CARDS['shortcut_unet']"}  # version 0.1 had none
+NEW = {"encoder", "CARDS['encoder']", "shortcut_unet", "CARDS['shortcut_unet']", "reflow_unet"}  # version 0.1 had none
 
 
 @pytest.mark.parametrize("name", sorted({*PUBLISHED, *(f"CARDS[{name!r}]" for name in CARDS)} - NEW))
