@@ -2,7 +2,7 @@
 
 uv run python benchmarks/flows.py train NAME       `reflow_unet` or another of `trainings`, into runs/
 uv run python benchmarks/flows.py few [NAME ...]   1 to 8 steps, on the test images, into the card of `shortcut_unet`
-uv run python benchmarks/flows.py times            six short trainings, on the validation images, into the same card
+uv run python benchmarks/flows.py times            three short trainings, on the validation images, into the same card
 
 `shortcut_unet` itself is trained by `fmdiff train shortcut_unet`. Names of `few`: those of `FEW`.
 """
@@ -26,13 +26,8 @@ from fmdiff_helpers.run import DEFAULTS
 N, STEPS = 1000, (1, 2, 4, 8)
 # Name -> the times that a flow is trained on: arguments of its process.
 TIMES = {"uniform": {}, "logit-normal": {"times": "logit_normal"}, "shifted, c = 2": {"shift": 2.0}}
-TIMES_STEPS, TIMES_SEEDS, DRAWING_STEPS = 1500, (0, 1), 10
+TIMES_STEPS, DRAWING_STEPS = 1500, 10
 UNGUIDED = "shortcut_unet, teacher without guidance"
-
-
-def time_name(times: str, seed: int) -> str:
-    """Return the name of a training on some of `TIMES`."""
-    return f"{times}, training {seed + 1}"
 
 
 def trainings() -> dict[str, dict]:
@@ -46,9 +41,7 @@ def trainings() -> dict[str, dict]:
     }
     short = latent["recipe"] | {"steps": TIMES_STEPS, "every": TIMES_STEPS}
     for name, times in TIMES.items():
-        for seed in TIMES_SEEDS:
-            process = {"name": "flow.Flow", "T": 1000} | times
-            cards[time_name(name, seed)] = latent | {"process": process, "recipe": short | {"seed": seed}}
+        cards[name] = latent | {"process": {"name": "flow.Flow", "T": 1000} | times, "recipe": short}
     return cards
 
 
@@ -97,7 +90,7 @@ def measure_times() -> None:
     """Train flows that differ in the times of the training alone, and compare what they draw."""
     judge, seeds = load_judge(split="validation"), seeds_for("validation")
     about = compared("validation", N) | {"training_steps": TIMES_STEPS, "steps": DRAWING_STEPS}
-    for name in (time_name(times, seed) for times in TIMES for seed in TIMES_SEEDS):
+    for name in TIMES:
         train(name)
         found = measure_drawer(judge, load_drawer(folder_of(name), DRAWING_STEPS), N, seeds)
         publish("shortcut_unet", "times", {name: found}, **about)

@@ -102,8 +102,8 @@ class Drawer:
         start = torch.Generator(device).manual_seed(seed)
         shape = self.autoencoder.latent_shape if self.autoencoder else self.process.shape
         x = torch.randn((n, *shape), generator=start, device=device)
-        if self.precise and device.type != "mps":  # which has no float64
-            x = x.double()
+        if self.precise:
+            x = x if device.type == "mps" else x.double()
         options = {
             "watch": watch,
             "clip": math.inf if self.autoencoder else 1.0,

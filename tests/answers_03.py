@@ -153,6 +153,7 @@ WRONG = {
             walk(guess=GUESS.replace(".clamp(-1, 1)", ""), last="x = (mean + variance.sqrt() * noise()).clamp(-1, 1)"),
             "not clipped|not a draw",
         ),
+        (walk(last="x = (mean + variance.sqrt() * noise()).clamp(-1, 1)"), "clip x0_hat alone"),
         (walk(START + "z = noise(); ", last="x = mean + variance.sqrt() * z"), "the same noise again"),
         (
             walk(
