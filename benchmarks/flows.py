@@ -27,7 +27,6 @@ N, STEPS = 1000, (1, 2, 4, 8)
 # Name -> the times that a flow is trained on: arguments of its process.
 TIMES = {"uniform": {}, "logit-normal": {"times": "logit_normal"}, "shifted, c = 2": {"shift": 2.0}}
 TIMES_STEPS, DRAWING_STEPS = 1500, 10
-UNGUIDED = "shortcut_unet, teacher without guidance"
 
 
 def trainings() -> dict[str, dict]:
@@ -37,7 +36,6 @@ def trainings() -> dict[str, dict]:
     full = shortcut["recipe"] | profiles("shortcut_unet")["full"]
     cards = {
         "reflow_unet": latent | {"process": alone | {"name": "flow.Reflow"}, "recipe": full},
-        UNGUIDED: shortcut | {"process": alone, "recipe": full},
     }
     short = latent["recipe"] | {"steps": TIMES_STEPS, "every": TIMES_STEPS}
     for name, times in TIMES.items():
@@ -72,7 +70,6 @@ FEW = {
     "latent_unet, as a flow": as_flow,
     "reflow_unet": partial(load_drawer, "reflow_unet"),
     "shortcut_unet": partial(load_drawer, "shortcut_unet"),
-    UNGUIDED: partial(load_drawer, folder_of(UNGUIDED)),
 }
 
 

@@ -34,6 +34,7 @@ SWEEPS = {
     "unet, noisy": ({"name": "unet", "eta": 1.0}, (20, 50)),
     "latent_unet": ({"name": "latent_unet"}, (3, 5, 10, 20, 50)),
     "latent_unet, led away": ({"name": "latent_unet", "guidance": 2.5, "guide": "latent_unet_unit_1"}, (5, 10, 20, 50)),
+    "reflow_unet": ({"name": "reflow_unet"}, (1, 2, 4)),
     "shortcut_unet": ({"name": "shortcut_unet"}, (1, 2, 4)),
     "patch_unet": ({"name": "patch_unet"}, (5, 10, 20, 50)),
     "patch_unet, noisy": ({"name": "patch_unet", "eta": 1.0}, (20, 50)),

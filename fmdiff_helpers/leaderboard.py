@@ -38,6 +38,7 @@ ROWS = {
         "guidance": 2.5,
         "guide": "latent_unet_unit_1",
     },
+    "reflow_unet": {"name": "reflow_unet", "num_steps": 1},
     "shortcut_unet": {"name": "shortcut_unet", "num_steps": 1},
     "shortcut_unet, 2 steps": {"name": "shortcut_unet", "num_steps": 2},
     "patch_unet": {"name": "patch_unet", "num_steps": 20},
