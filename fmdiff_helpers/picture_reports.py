@@ -49,7 +49,7 @@ def describe_kinds(pictures: Pictures) -> str:
 
 def describe_finds(finds: Finds) -> list[str]:
     """Say what is left out, file by file where one is damaged."""
-    lines = [f"Left out, there already: {finds.twice:,}."] if finds.twice else []
+    lines = [f"Left out, equal to another: {finds.twice:,}."] if finds.twice else []
     lines += [f"Left out: {file}: {reason}." for file, reason in finds.damaged.items()]
     lines += [f"Left out, no pictures: {some(finds.others)}."] if finds.others else []
     if any(name.lower().endswith(".npz") for name in finds.others):

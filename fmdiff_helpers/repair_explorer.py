@@ -93,7 +93,7 @@ class RepairExplorer(ChainExplorer):
         misfit = (measurement.apply(drawn) - seen).square().mean().sqrt().item()
         apart = (drawn - self.x0)[..., unseen]
         off, spread = apart.mean(0).square().mean().sqrt(), apart.var(0).mean().sqrt()
-        self.about = f"known part {misfit:.3f} off   unknown part: mean {off:.2f} off, spread {spread:.2f}"
+        self.about = f"in the end known part {misfit:.3f} off, unknown part: mean {off:.2f} off, spread {spread:.2f}"
         return count
 
     def render(self, t: int) -> tuple[dict[str, np.ndarray], str]:

@@ -22,6 +22,7 @@ REST = "rest = max(b**2 - (a * sigma) ** 2, 0); "
 RIGHT = {
     (1, MEANS): [
         MISSING + "return x + " + GROWN,
+        MISSING + "x += " + GROWN + "; return x",
         "up = lambda m: F.interpolate(m, scale_factor=4); return x - up(F.avg_pool2d(x, 4)) + up(small)",
         "y = x.unflatten(3, (-1, 4)).unflatten(2, (-1, 4)); old = y.mean((3, 5), keepdim=True); "
         "y = y + small[:, :, :, None, :, None] - old; return y.flatten(4).flatten(2, 3)",
@@ -31,6 +32,8 @@ RIGHT = {
         ERROR + "return error / ((1 + 1 / K) * answers.var(0).flatten(1).mean(1))",
         ERROR + "apart = (answers - answers.mean(0)).square().sum(0) / (K - 1); "
         "return error / (1 + 1 / K) / apart.mean((1, 2, 3))",
+        "answers -= truth; K = len(answers); error = answers.mean(0).square().mean((1, 2, 3)); "
+        "return error / ((1 + 1 / K) * answers.std(0).square().mean((1, 2, 3)))",
         "a, t = answers.numpy(), truth.numpy(); K = a.shape[0]; error = ((a.mean(0) - t) ** 2).mean((1, 2, 3)); "
         "return error * K / ((K + 1) * a.var(0, ddof=1).mean((1, 2, 3)))",
     ],
@@ -45,6 +48,7 @@ WRONG = {
     (1, MEANS): [
         (MISSING + "return x + " + GROWN + " / 16", "the whole difference at each of its pixels"),
         ("return small.repeat_interleave(4, 2).repeat_interleave(4, 3)", "nearest to 0"),
+        ("x[:] = small.repeat_interleave(4, 2).repeat_interleave(4, 3); return x", "nearest to 0"),
         (MISSING + "return " + GROWN, "keep what the means do not see"),
         (MISSING + "return x - " + GROWN, "the other way round"),
         ("missing = small; return x + " + GROWN, "take out the old means"),
@@ -84,5 +88,6 @@ WRONG = {
         ("return a * s + (b**2 - (a * sigma) ** 2) ** 0.5 * eps", "what if a sigma is above b"),
         ("return a * s + math.sqrt((a * sigma) ** 2 - b**2) * eps", "a root of a negative number"),
         (REST + "return math.sqrt(rest) * eps", "and the rest of the noise"),
+        ("return a * s + math.sqrt(max(b - a * sigma, 0)) * eps", "and the rest of the noise"),
     ],
 }
