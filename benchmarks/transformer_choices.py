@@ -46,7 +46,6 @@ VARIANTS = {
     "squared": {},
     "patches of 2": {"arguments": LINEAR["arguments"] | {"patch": 2}},
     "patches of 7": {"arguments": LINEAR["arguments"] | {"patch": 7}},
-    "original rate": {"recipe": LINEAR["recipe"] | {"lr": 3e-4}},
     "four times the rate": {"recipe": LINEAR["recipe"] | {"lr": 4e-3}},
 }
 PUBLISHED_VARIANTS = ("linear", "softmax", "eps")  # these are in data/weights
