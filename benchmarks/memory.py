@@ -29,7 +29,7 @@ from fmdiff_helpers.metrics import Judge, kinds_in_turn, mean_and_spread, neares
 from fmdiff_helpers.recipes import CARDS, repeated
 from fmdiff_helpers.train import read_checkpoint
 
-NUMBERS = (100, 1000, 10_000)
+NUMBERS = (10, 100, 1000)
 ARGUMENTS = {"mults": [1, 2, 4]}  # lesson 03's network with one more level: 2.1 million weights
 # For memorising, steps count more than images, so batches are small (Bonnaire et al. 2025, section 2).
 RECIPE = {"lr": 3e-3, "steps": 7500, "batch_size": 16, "every": 750}
