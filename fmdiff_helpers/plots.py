@@ -136,7 +136,8 @@ def tradeoff(lines: dict[str, Sequence[tuple[float, float, str]]], xlabel: str, 
     """
     figure, (axis,) = new_figure(10, 6.2)
     kin = {name: [other for other in lines if other.split(",")[0] == name.split(",")[0]] for name in lines}
-    colors = {name: COLORS[k % len(COLORS)] for k, name in enumerate(dict.fromkeys(names[0] for names in kin.values()))}
+    firsts = dict.fromkeys(names[0] for names in kin.values())
+    colors = dict(zip(firsts, cycle((*COLORS, "black")), strict=False))
     for name, points in lines.items():
         x, y, _ = zip(*sorted(points), strict=True)
         variant, color = kin[name].index(name), colors[kin[name][0]]
