@@ -137,7 +137,7 @@ def test_the_readme_of_the_benchmarks_names_each():
     assert named == {name for name in scripts if not name.startswith("original_")}
 
 
-@pytest.mark.parametrize("name", ["quality", "training", "sampling", "tricks", "draw_page", "repair"])
+@pytest.mark.parametrize("name", ["quality", "training", "sampling", "tricks", "draw_page", "repair", "memory"])
 def test_the_readme_of_the_benchmarks_shows_what_they_measured(monkeypatch, name):
     monkeypatch.syspath_prepend(BENCHMARKS)
     table = runpy.run_path(str(BENCHMARKS / f"{name}.py"))["table"]()
