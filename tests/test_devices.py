@@ -82,7 +82,7 @@ def processor(tmp_path_factory) -> tuple[dict, Path]:
     return work("cpu", folder), folder / "stopped"
 
 
-def check(found: dict, expected: dict, rel: float, but: tuple[str, ...] = ()) -> None:
+def check(found: dict, expected: dict, rel: float, but: tuple[str, ...] = (), drawn: float = 1e-3) -> None:
     """A device has trained as the processor, also from its checkpoints, and has drawn and measured the same."""
     for name in CARDS:
         for way in ("here", "from there"):
@@ -92,8 +92,8 @@ def check(found: dict, expected: dict, rel: float, but: tuple[str, ...] = ()) ->
                 near = 1.5 * rel if name == "encoder" else rel
                 pairs = zip(found[way][name], expected["here"][name], strict=True)
                 assert all(mine == pytest.approx(theirs, rel=near) for mine, theirs in pairs), (way, name)
-    for name, measures in expected["samples"].items():  # float32 everywhere
-        assert found["samples"][name] == pytest.approx(measures, rel=1e-3, abs=1e-2), name
+    for name, measures in expected["samples"].items():
+        assert found["samples"][name] == pytest.approx(measures, rel=drawn, abs=1e-2), name
 
 
 @pytest.mark.parametrize("kind", pretend.KINDS)
@@ -105,7 +105,8 @@ def test_each_network_trains_goes_on_draws_and_is_measured_on_a_pretended_device
     assert found["device"] == f"{where}:0" and found["precision"] == (precision or "no")
     # The scaler of fp16 starts so high that it leaves out first steps, whose gradient overflows, until it is lower.
     skip_steps = ("vae", "attention_autoencoder") if precision == "fp16" else ()
-    check(found, expected, rel=0.02 if precision else 1e-4, but=skip_steps)
+    drawn = 5e-3 if where == "mps" else 1e-3  # mps has no float64 for the sampler
+    check(found, expected, rel=0.02 if precision else 1e-4, but=skip_steps, drawn=drawn)
 
 
 @pytest.mark.gpu

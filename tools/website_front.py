@@ -13,7 +13,7 @@ from website_html import Page, PageRenderer
 from fmdiff_helpers.filmstrip import Filmstrip
 
 FILM_LESSON = "03"  # its first Filmstrip opens the front page
-FILM_PANELS, FILM_CHARACTERS = 3, 230_000
+FILM_PANELS, FILM_CHARACTERS = 3, 200_000
 COVER_SIZE = (560, 420)
 
 
