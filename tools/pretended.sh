@@ -17,5 +17,7 @@ if uv run --offline fmdiff data; then
   echo "a dataset where none should be" >&2
   exit 1
 fi
+# The pretence loads PyTorch before the package can keep its threads from spinning; two lessons then block each other.
+export OMP_WAIT_POLICY=PASSIVE
 lessons=("$@")
 uv run --offline pytest -n 2 -q --durations 8 --nbmake-kernel pretended "${lessons[@]:-notebooks}"
