@@ -142,7 +142,7 @@ def run(numbers: list[int]) -> None:
 
 def cell(value: tuple[float, float] | None) -> str:
     """Return mean ± spread, or a dash where there is none."""
-    return f"{value[0]:.3g} ± {value[1]:.2g}" if value else "-"
+    return f"{value[0]:.3g} ± {round(value[1], 9):.2g}" if value else "-"
 
 
 def table() -> str:

@@ -34,7 +34,7 @@ REFUSED = {
         "num_chains": ("expected a whole number from 1 to 1000", [0, 1001]),
     },
     "08": {
-        "rows_again": ("expected a whole number from 0 to 18", [-1, 19]),
+        "rows_again": ("expected a whole number from 0 to 19", [-1, 20]),
         "some": ("expected a whole number from 390 to 10000", [389, 10_001]),
     },
     "09": {
