@@ -23,7 +23,7 @@ from fmdiff_helpers.cards import build, build_process
 from fmdiff_helpers.checkpoints import load_pretrained
 from fmdiff_helpers.data import describe_data, load_fashion_mnist, to_model, to_uint8
 from fmdiff_helpers.drawing import Drawer, load_drawer
-from fmdiff_helpers.leaderboard import kinds_of, load_judge
+from fmdiff_helpers.leaderboard import load_judge
 from fmdiff_helpers.metrics import Judge, mean_and_spread, spread_within
 from fmdiff_helpers.recipes import CARDS, draw_with_u, training_parts
 from fmdiff_helpers.run import device_name
@@ -37,7 +37,6 @@ VARIANTS = {
     "a third level, 4 x 4": {"arguments": {"mults": [1, 2, 2]}},
     "no attention": {"arguments": {"attention": False}},
     "batch normalisation": {"arguments": {"norm": "batch"}},
-    "dropout 0.1": {"arguments": {"dropout": 0.1}},
     "predicts the noise": {"process": {"target": "eps"}},
     "100 linear steps": {"process": {"beta": "linear_beta", "T": 100}},
     "curriculum": {},
@@ -83,12 +82,12 @@ def train_variant(name: str) -> None:
     train_card(card, folder_of(name), **parts)
 
 
-def measure(judge: Judge, drawer: Drawer, seeds: range, n: int = N) -> dict:
+def measure(judge: Judge, drawer: Drawer, seeds: range) -> dict:
     """Return mean and spread of all measures of a denoiser's samples, and of the seconds that drawing them takes."""
-    y, measured = drawer.all_kinds(n), []
+    y, measured = drawer.all_kinds(N), []
     for seed in seeds:
         start = time.monotonic()
-        samples = drawer.draw(n, seed, y).clamp(-1, 1)
+        samples = drawer.draw(N, seed, y).clamp(-1, 1)
         seconds = time.monotonic() - start
         found = judge.measure(to_uint8(samples), y)
         measured.append(found | {"spread": spread_within(samples, y), "seconds": seconds})
@@ -135,13 +134,8 @@ def measure_guidance(judge: Judge, split: str, rows: list, table: str) -> None:
 
 
 def measure_reported() -> None:
-    """Measure on the test images what was chosen; and one w with ten times the images, 50 steps and a single seed."""
-    judge, more, seeds = load_judge(split="test"), 10 * N, seeds_for("test")
-    measure_guidance(judge, "test", REPORTED, "reported")
-    found = measure(judge, load_drawer("patch_unet", 50, 2.0), seeds[:1], more)
-    add("reported", {f"w 2, {more} images, 50 steps, 1 seed": found}, "test")
-    floor = mean_and_spread(judge.floor(more, seeds, kinds_of(judge)))
-    add("reported", {f"floor, {more} images": floor}, "test")
+    """Measure on the test images what was chosen."""
+    measure_guidance(load_judge(split="test"), "test", REPORTED, "reported")
 
 
 if __name__ == "__main__":
