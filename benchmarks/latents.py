@@ -2,7 +2,7 @@
 
 uv run python benchmarks/latents.py train NAME     one denoiser, 1500 steps; 5 minutes of a processor core
 uv run python benchmarks/latents.py choices        all of them, into the card of the published network
-uv run python benchmarks/latents.py raw FOLDER     its weights as they are and averaged, into the same card
+uv run python benchmarks/latents.py raw FOLDER     a training's weights as they are and averaged, into the same card
 uv run python benchmarks/latents.py steps          FD and seconds against steps and eta, into the same card
 uv run python benchmarks/latents.py spacing        the same against where the steps are, into the same card
 uv run python benchmarks/latents.py guidance       led away from a network of 1500 steps, into the same card
@@ -171,11 +171,12 @@ def measure_choices() -> None:
 def measure_raw(folder: str, judge: Judge, table: str) -> None:
     """Measure the last weights of a training, averaged and as they are."""
     state = torch.load(f"{folder}/checkpoint.pt", weights_only=True)
-    model = build(read_card(folder)).requires_grad_(False).eval()
+    card = read_card(folder)
+    model = build(card).requires_grad_(False).eval()
     averaged = {name.removeprefix("module."): w for name, w in state["ema"].items() if name != "n_averaged"}
     for name, weights in {"averaged": averaged, "raw": state["model"]}.items():
         model.load_state_dict(weights)
-        add(table, {name: measure(judge, folder, model=model)})
+        add(table, {name: measure(judge, folder, model=model)}, training_steps=card["recipe"]["steps"])
 
 
 def measure_steps() -> None:

@@ -297,7 +297,8 @@ def parse_card(path: Path) -> dict:
     except (OSError, ValueError, TypeError, RecursionError, WeightsError) as error:
         raise WeightsError(f"{path} is missing or damaged ({error}); get the file again, or train anew") from None
     if not is_whole:
-        raise WeightsError(f"{path} is no card: it lacks {', '.join(sorted(missing))}; get it again, or train anew")
+        reason = f"it lacks {', '.join(sorted(missing))}" if missing else "it is a list"
+        raise WeightsError(f"{path} is no card: {reason}; get it again, or train anew")
     return found
 
 

@@ -333,6 +333,12 @@ def evaluate(
         check_split(split, NUM_SEEDS)
         evaluate_file(name, split, as_json)
         return
+    if name != "all":
+        from fmdiff_helpers.cards import read_card
+
+        with plain_errors():
+            kind = read_card(name)["kind"]
+        check_unused({"-n": n, "--seeds": seeds} if kind in ("classifier", "encoder") else {}, f"the {kind} {name}")
     n, chosen = 1000 if n is None else n, check_seeds(split, seeds)
     check_at_least("-n", n, LEAST_IMAGES)
     check_at_most("-n", n, most_images(split), "images, as many as the floor has")

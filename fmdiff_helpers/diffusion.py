@@ -115,7 +115,7 @@ def v_loss(model: Callable, x0: Tensor, y: Tensor | None, t: Tensor, eps: Tensor
 
 
 def validation_grid(x0: Tensor, schedule: Schedule, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Return t (B,), evenly spaced from 0 to T - 1, and eps like x0; both are the same at each call."""
+    """Return t (B,), evenly spaced from 0 to below T, and eps like x0; both are the same at each call."""
     t = torch.arange(len(x0)) * schedule.T // len(x0)
     eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed))
     return t.to(x0.device), eps.to(x0.device)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +176,7 @@ def check_fit(name: Path | str, drawer: Drawer, expected: tuple[int, ...] = GARM
             step = process.sample(drawer.model, x, torch.Generator(x.device), 1, y=y)
             found = tuple(drawer.decode(step).shape[1:])
         reason = f"it draws images {found}; expected {expected}" if found != expected else ""
-    except (RuntimeError, ValueError) as error:
+    except (IndexError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
     if reason:
         raise WeightsError(
@@ -244,8 +245,11 @@ def load_drawer(
     ValueError for a request that the network cannot fulfil, WeightsError for missing or damaged weights.
     """
     card = read_card(name)
-    max_steps = build_process(card).max_steps
+    process = build_process(card)
+    max_steps = process.max_steps
     check_request(name, card, max_steps, num_steps, guidance, eta)
+    if eta is not None and "eta" not in signature(process.sample).parameters:
+        raise ValueError(f"eta is {eta:g}, but {str(name)!r} adds no noise on the way; leave it out")
     for what, value in (("guide", guide), ("interval", interval)):
         if value is not None and guidance is None:
             shown = value if what == "interval" else str(value)

@@ -69,7 +69,7 @@ def check_arguments(what: str, function: Callable, arguments: dict, kinds: int =
 def check_sha256(name: str, value: Any) -> None:
     """Raise ValueError unless a value may be a sha256."""
     is_right = isinstance(value, str) and len(value) <= 64 and set(value) <= set("0123456789abcdef")
-    expect(name, value, is_right, "64 hexadecimal digits")
+    expect(name, value, is_right, "at most 64 hexadecimal digits")
 
 
 def check_data(data: Any) -> None:

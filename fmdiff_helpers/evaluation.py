@@ -31,13 +31,15 @@ from fmdiff_helpers.reports import board_head, board_line, describe_request, des
 def print_json(found: dict) -> None:
     """Print measures as JSON; FloatingPointError if one is not finite, for which JSON has no word."""
 
-    def check(value: object) -> None:
-        for part in value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ():
-            check(part)
+    def check(name: str, value: object) -> None:
+        parts = value.items() if isinstance(value, dict) else ()
+        parts = [(name, part) for part in value] if isinstance(value, list | tuple) else parts
+        for each, part in parts:
+            check(each, part)
         if isinstance(value, float) and not math.isfinite(value):
-            raise FloatingPointError("a measure is not finite: the network or its weights are broken")
+            raise FloatingPointError(f"{name} is {value}: the network or its weights are broken")
 
-    check(found)
+    check("it", found)
     typer.echo(json.dumps(found, indent=1))
 
 

@@ -36,7 +36,10 @@ def latent_map(autoencoder: nn.Module, images: Tensor, labels: Tensor, method: s
 
     `method` "pca" keeps the two directions of largest variance. "tsne" keeps neighbours together, but neither distances
     nor directions; it takes up to a minute for 2000 images. (van der Maaten & Hinton 2008)
+    ValueError for another method.
     """
+    if method not in ("pca", "tsne"):
+        raise ValueError(f"method is {method!r}; expected 'pca' or 'tsne'")
     z = encode(autoencoder, images)
     if method == "pca":
         middle, axes = principal_axes(z)

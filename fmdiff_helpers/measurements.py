@@ -93,6 +93,8 @@ class Separable:
         row_left, row_values, row_right = torch.linalg.svd(self.rows.cpu(), full_matrices=False)
         left, values, right = torch.linalg.svd(self.columns.cpu(), full_matrices=False)
         sizes = row_values[:, None] * values
+        if not sizes.max() > 0:
+            raise ValueError("all rows or all columns are 0; expected a measurement that sees something")
         is_large = sizes >= self.cut * sizes.max()
         inverse = torch.where(is_large, 1 / sizes.where(is_large, 1), 0)
         object.__setattr__(self, "parts", (row_left, row_right, left, right, inverse))  # a frozen dataclass

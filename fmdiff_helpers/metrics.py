@@ -185,7 +185,8 @@ def kinds_in_turn(order: Tensor, labels: Tensor) -> Tensor:
 
 def distances(found: Tensor, real: Tensor) -> dict[str, float]:
     """Return fd, kd, precision, recall, density and coverage of features (N, d), compared with real ones (M, d)."""
-    density, coverage = density_and_coverage(found, real[: len(found)])  # with as many real images
+    n = min(len(found), len(real))  # as many of both: among more samples nearly every real image has one near
+    density, coverage = density_and_coverage(found[:n], real[:n])
     return {
         "fd": frechet_distance(found, real),
         "kd": kernel_distance(found, real),

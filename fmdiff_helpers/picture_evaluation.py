@@ -20,6 +20,7 @@ from fmdiff_helpers.recipes import profiles, train_network
 from fmdiff_helpers.reports import describe_request, describe_seeds, evaluation_table
 
 LEAST_COMPARED = 50  # held-out pictures: fewer say too little about how pictures are distributed
+MOST_FEATURES = 128  # of an encoder; as many images cannot tell its covariances
 USUAL_NUMBER = 1000  # of images for each seed, where there are as many training pictures
 
 
@@ -58,7 +59,7 @@ def check_number(n: int | None, pictures: Pictures) -> int:
     """Return how many images to measure for each seed; ValueError unless a floor can have as many."""
     most = len(pictures.part("train")[0])
     n = min(USUAL_NUMBER, most) if n is None else n
-    least = pictures.held_out // 2 + 1 if pictures.held_out >= LEAST_COMPARED else 1
+    least = min(pictures.held_out // 2, MOST_FEATURES) + 1 if pictures.held_out >= LEAST_COMPARED else 1
     if not least <= n <= most:
         raise ValueError(f"-n is {n}; expected {least:,} to {most:,}, the number of training pictures")
     return n

@@ -79,7 +79,7 @@ class Pictures:
 
     @property
     def held_out(self) -> int:
-        """Return how many images validate, and as many report: a tenth each, but at least ten."""
+        """Return how many images validate, and as many report: a tenth each, but at least ten and at most 2,000."""
         return min(MOST_HELD_OUT, max(LEAST // 5, len(self.images) // 10))
 
     def part(self, split: str) -> tuple[Tensor, Tensor]:
@@ -149,6 +149,11 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name in ("__MACOSX", "Thumbs.db", "desktop.ini")
 
 
+def stop_at(error: OSError) -> None:
+    """Raise the error of a folder that cannot be read, which `os.walk` would leave out in silence."""
+    raise error
+
+
 def list_files(folder: Path) -> Iterator[tuple[Path, str]]:
     """Yield each file below a folder, with the name of its subfolder: "" for a file at the top, else the first one."""
     for entry in sorted(folder.iterdir()):
@@ -157,7 +162,7 @@ def list_files(folder: Path) -> Iterator[tuple[Path, str]]:
         if not entry.is_dir():
             yield entry, ""
             continue
-        for place, folders, names in os.walk(entry):
+        for place, folders, names in os.walk(entry, onerror=stop_at):
             folders[:] = sorted(name for name in folders if not is_hidden(name))
             yield from ((Path(place, name), entry.name) for name in sorted(names) if not is_hidden(name))
 
@@ -251,8 +256,11 @@ def read_npz(path: Path, size: int) -> Iterator[tuple[One, str]]:
     if images.ndim not in (3, 4) or images.shape[3:] not in ((), (1,), (3,)):
         raise ValueError(f"{str(path)!r}: images are of shape {shape}; {expected}")
     if labels is not None and (labels.shape != shape[:1] or labels.dtype.kind not in "iu" or labels.min() < 0):
-        raise ValueError(f"{str(path)!r}: labels are {labels.dtype} of shape {labels.shape}; expected {shape[0]} whole "
-                         "numbers from 0, one for each image")  # fmt: skip
+        least = f", from {labels.min()}" if labels.size else ""
+        raise ValueError(
+            f"{str(path)!r}: labels are {labels.dtype} of shape {labels.shape}{least}; "
+            f"expected {shape[0]} whole numbers from 0, one for each image"
+        )
     for k, image in enumerate(images):
         picture = Image.fromarray(np.ascontiguousarray(image.squeeze(-1) if image.shape[2:] == (1,) else image))
         yield One(fit(picture, size), picture.width, picture.height, False), "" if labels is None else str(labels[k])

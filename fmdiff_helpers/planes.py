@@ -59,7 +59,7 @@ def ways(panels: dict[str, tuple[Clouds, Tensor]], xlabel: str, ylabel: str) -> 
 def fit(figure: Figure, axes: list[plt.Axes], points: Tensor) -> None:
     """Give all axes the limits of points (N, 2), and the figure the height that follows."""
     low, high = points.cpu().aminmax(dim=0)
-    margin = 0.05 * (high - low).max()
+    margin = 0.05 * (high - low).max().item() or 1.0  # a single point has no extent
     (left, bottom), (right, top) = (low - margin).tolist(), (high + margin).tolist()
     for axis in axes:
         axis.set(xlim=(left, right), ylim=(bottom, top))

@@ -125,10 +125,13 @@ def repaint_levels(num_steps: int, repeats: int, jump: int) -> list[int]:
     """Return the numbers of noisy steps that RePaint visits, from num_steps down to 0, with its ways back up.
 
     Where 1, 1 + jump, 1 + 2 jump, ... steps are left, it goes `jump` steps up, and down again, repeats - 1 times.
-    ValueError unless `repeats` is at least 1 and `jump` is from 1 to num_steps - 1. (Lugmayr et al. 2022, code)
+    ValueError unless `num_steps` is at least 2, `repeats` at least 1 and `jump` from 1 to num_steps - 1.
+    (Lugmayr et al. 2022, code)
     """
     if not isinstance(repeats, int) or repeats < 1:
         raise ValueError(f"repeats is {repeats!r}; expected a whole number of at least 1, which is no repetition")
+    if num_steps < 2:
+        raise ValueError(f"num_steps is {num_steps}; expected at least 2, so that there is a way back")
     if not isinstance(jump, int) or not 1 <= jump < num_steps:
         raise ValueError(f"jump is {jump!r}; expected 1 to {num_steps - 1}: fewer than the {num_steps} steps")
     left = dict.fromkeys(range(1, num_steps - jump + 1, jump), repeats - 1)

@@ -10,6 +10,7 @@ from fmdiff_helpers.checkpoints import save_weights
 from fmdiff_helpers.drawing import drawer_of
 from fmdiff_helpers.export import save_figures
 from fmdiff_helpers.plots import image_grid, loss_curves
+from fmdiff_helpers.ticks import plain_number
 from fmdiff_helpers.train import Run
 
 VARIATIONS = 5
@@ -50,7 +51,7 @@ class Results:
         last = draw(kinds, watch=chain.append)
         shown = chain[:: max(1, len(chain) // 6)]
         columns = [*(drawer.decode(step.xt) for step in shown), last]
-        heads = [*(f"t = {step.t}" for step in shown), "sample"]
+        heads = [*(f"t = {plain_number(step.t)}" for step in shown), "sample"]
         generation = torch.stack(columns, dim=1).flatten(0, 1)
         samples = draw(kinds.repeat_interleave(VARIATIONS))
         return {

@@ -16,6 +16,7 @@ from fmdiff_helpers.latent_plots import chain_figures, latent_map, reconstructio
 from fmdiff_helpers.metrics import nearest
 from fmdiff_helpers.pictures import read_same
 from fmdiff_helpers.plots import image_grid
+from fmdiff_helpers.processes.diffusion import Diffusion
 
 
 def show_images(what: str, name: str, out: Path, tsne: bool) -> None:
@@ -32,8 +33,12 @@ def show_chain(what: str, name: str, out: Path, label: str | None, seed: int, nu
     """Draw the path of one chain of DDIM among 2,000 test images, or five chains as a loop to noise and back.
 
     `label` None means a dress, for a network that takes labels; `num_steps` None means 20, or all if there are fewer.
+    ValueError for a network that learned by another process than diffusion: DDIM cannot use what it predicts.
     """
     drawer = load_drawer(name, num_steps, device=this_process().device)
+    if not isinstance(drawer.process, Diffusion):
+        learned = type(drawer.process).__name__
+        raise ValueError(f"{name!r} learned by {learned}, and DDIM has no {what} for it; name latent_unet, for example")
     if num_steps is None:
         drawer = replace(drawer, num_steps=min(20, drawer.process.max_steps))
     if label is None and drawer.takes_labels:

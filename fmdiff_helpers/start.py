@@ -56,8 +56,11 @@ def install(names: list[str]) -> None:
     Raises Stop if the installation fails.
     """
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", *names]
-    if names and subprocess.run(pip, capture_output=True).returncode:
-        raise Stop(f"{', '.join(names)} could not be installed: connect to the network, and run this cell again.")
+    if names and (done := subprocess.run(pip, capture_output=True, text=True)).returncode:
+        reason = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
+        raise Stop(
+            f"{', '.join(names)} could not be installed ({reason}): connect to the network, and run this cell again."
+        )
 
 
 def fetch() -> None:

@@ -337,12 +337,12 @@ ODD_ENTRIES = [
         OWN | {"pictures": "../x"},
         "data: a name is '../x'; expected a text of 1 to 255 characters that can",
     ),
-    ("unet", "data", OWN | {"sha256": "z"}, "data: sha256 is 'z'; expected 64 hexadecimal digits"),
+    ("unet", "data", OWN | {"sha256": "z"}, "data: sha256 is 'z'; expected at most 64 hexadecimal digits"),
     ("patch_unet", "data", OWN, "num_classes is 10; expected 0"),
     ("patch_unet", "data", OWN | {"kinds": ["a", "b"]}, "num_classes is 10; expected 2"),
-    ("unet", "sha256", 7, "sha256 is 7; expected 64 hexadecimal digits"),
-    ("unet", "sha256", "a\nb", r"sha256 is 'a\\nb'; expected 64 hexadecimal digits"),
-    ("unet", "autoencoder", {"name": "vae", "sha256": []}, r"autoencoder: sha256 is \[\]; expected 64 hex"),
+    ("unet", "sha256", 7, "sha256 is 7; expected at most 64 hexadecimal digits"),
+    ("unet", "sha256", "a\nb", r"sha256 is 'a\\nb'; expected at most 64 hexadecimal digits"),
+    ("unet", "autoencoder", {"name": "vae", "sha256": []}, r"autoencoder: sha256 is \[\]; expected at most 64 hex"),
 ]
 
 

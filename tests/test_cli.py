@@ -703,6 +703,8 @@ OWN_OPTIONS = "all rows of the leaderboard have their own steps and guidance; le
           for option in ("-n 1000", "--seeds 3", "--steps 2", "--guidance 0", "--guide weaker", "--interval 0 0",
                          "--eta 0")),
         ("mine.npz", "'mine.npz' is not there; expected a .npz file"),
+        *((f"{name} {option}", f"{option.split()[0]} is given, but means nothing for the {name} {name}; leave it out")
+          for name in ("classifier", "encoder") for option in ("-n 300", "--seeds 2")),
         *((f"{name} --seeds 0", "--seeds is 0; expected at least 1") for name in ("tiny", "all")),
         *((f"{name} {option}", said)
           for name, said in (("classifier", f"'classifier' draws nothing; {NO_OPTIONS}"),
@@ -799,7 +801,7 @@ def test_with_the_dataset_no_command_uses_the_network(here, garments, monkeypatc
 
 def test_a_measure_that_is_not_finite_is_one_line_and_no_json(here, garments, monkeypatch):
     monkeypatch.setattr(evaluation, "measure_columns", lambda *args: {"floor": {"fd": (float("nan"), 0.0)}})
-    check_refused(here, "evaluate tiny --json", "fmdiff: a measure is not finite", code=1)
+    check_refused(here, "evaluate tiny --json", "fmdiff: fd is nan: the network or its weights are broken", code=1)
 
 
 # What any command may meet

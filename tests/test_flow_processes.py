@@ -18,6 +18,7 @@ from fmdiff_helpers.flows import flow_loss, flow_of, mean_flow_loss, shortcut_lo
 from fmdiff_helpers.processes.flow import Flow, MeanFlow, Reflow, Shortcut
 from fmdiff_helpers.recipes import new_card, train_network, training_parts
 from fmdiff_helpers.schedules import Schedule, cosine_beta
+from fmdiff_helpers.showing import show_chain
 from fmdiff_helpers.standin import draw_garments
 from fmdiff_helpers.teaching import PAIR_STEPS, draw_pairs, start_from, teacher_of
 
@@ -260,3 +261,13 @@ def test_the_images_of_a_flow_are_encoded_once_as_for_any_network_in_a_latent(au
     parts = training_parts(card() | {"autoencoder": autoencoder, "recipe": {"steps": 4}}, images, labels, CPU)
     vae = recipes.autoencoder_of({"autoencoder": autoencoder}, "cpu")
     assert_close(parts.data[0][:5], vae.to_latent(to_model(images[:5])), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["shortcut_unet", "reflow_unet"])
+def test_a_flow_has_no_noise_on_the_way_and_no_chain_of_ddim_to_show(name, tmp_path):
+    with pytest.raises(ValueError, match=f"eta is 0.5, but '{name}' adds no noise on the way; leave it out"):
+        load_drawer(name, 2, eta=0.5)
+    for what in ("path", "loop"):
+        with pytest.raises(ValueError, match=f"'{name}' learned by .*, and DDIM has no {what} for it"):
+            show_chain(what, name, tmp_path / "x.gif", None, 0, 5)
+    assert not list(tmp_path.iterdir())

@@ -63,6 +63,11 @@ def test_a_map_shows_the_latents_along_their_principal_axes():
     assert axis.get_xlabel() == "first principal component" and axis.get_ylabel() == "second principal component"
 
 
+def test_another_way_to_make_a_map_is_refused():
+    with pytest.raises(ValueError, match="method is 'PCA'; expected 'pca' or 'tsne'"):
+        latent_map(Cut(), IMAGES, LABELS, "PCA")
+
+
 def test_a_map_by_tsne_keeps_neighbours_together_and_names_no_axes():
     """Images of the same brightness lie nearer to each other than to the others."""
     bright, noise = (

@@ -115,6 +115,9 @@ MESSAGES = {
     "sigma is nan; expected above 0": lambda: blur(math.nan),
     "cut is 0; expected above 0 and below 1": lambda: blur(1.0, cut=0),
     "rows is torch.float32 of shape .4, 4.; expected torch.float64": lambda: Separable(torch.eye(4), torch.eye(4)),
+    "all rows or all columns are 0; expected a measurement that sees something": lambda: Separable(
+        torch.zeros(4, 4, dtype=torch.float64), torch.eye(4, dtype=torch.float64)
+    ),
     r"parts have \[16, 0\] pixels; expected at least one part, and none of 0 pixels": lambda: Brightness(
         torch.stack([torch.ones(4, 4), torch.zeros(4, 4)]).bool()
     ),

@@ -245,6 +245,12 @@ def test_points_that_leave_out_half_of_the_real_ones_cover_half_of_them():
     assert density_and_coverage(near.repeat(2, 1), support)[1] == 0.5
 
 
+def test_as_many_samples_as_real_ones_are_asked_what_they_cover():
+    real, samples = normal(0, 50, 8), normal(1, 400, 8)
+    found = distances(samples, real)
+    assert (found["density"], found["coverage"]) == density_and_coverage(samples[:50], real)
+
+
 # linear_probe
 
 

@@ -21,8 +21,9 @@ from fmdiff_helpers.checkpoints import load_pretrained
 from fmdiff_helpers.data import to_uint8
 from fmdiff_helpers.drawing import load_drawer
 from fmdiff_helpers.models.encoder import Encoder
+from fmdiff_helpers.picture_evaluation import check_number
 from fmdiff_helpers.picture_judge import PictureJudge
-from fmdiff_helpers.pictures import read_pictures
+from fmdiff_helpers.pictures import Finds, Pictures, read_pictures
 from fmdiff_helpers.plots import image_grid
 from fmdiff_helpers.recipes import CARDS, cosine, for_pictures, train_network, training_parts
 
@@ -285,6 +286,17 @@ def test_a_card_whose_pictures_have_another_shape_than_its_network_is_refused(sh
 def judge(shapes) -> PictureJudge:
     torch.manual_seed(0)
     return PictureJudge(shapes, "test", Encoder(width=6, channels=3).eval())
+
+
+@pytest.mark.parametrize("number", [100, 2_000, 19_999, 20_000, 60_000])
+def test_any_number_of_pictures_can_be_measured_without_saying_how_many(number):
+    own = Pictures("own", torch.zeros(number, 1, 1, 1), torch.zeros(number), (), Finds())
+    n = check_number(None, own)
+    assert n == min(1000, len(own.part("train")[0]))
+    if own.held_out >= 50:  # else only copying is measured
+        features = 4 * for_pictures(CARDS["encoder"], own)["arguments"]["width"]
+        with pytest.raises(ValueError, match=f"-n is {features}; expected "):
+            check_number(features, own)
 
 
 def test_copies_of_training_pictures_are_copies_and_as_near_as_can_be(judge, shapes):

@@ -1,5 +1,6 @@
 """The claims of fmdiff_helpers.pictures: what is a picture is read as it looks, and what is none is named."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -224,7 +225,7 @@ def test_what_holds_no_pictures_or_too_few_is_refused_with_what_was_found(tmp_pa
         "file": "file' is no folder and no .npz; expected a folder",
         "floats.npz": "images are float64 from 0 to 0, .* expected uint8",
         "long.npz": r"images are of shape \(60, 8, 8, 5\); expected uint8 \(N, H, W\)",
-        "labels.npz": r"labels are int64 of shape \(9,\); expected 60 whole numbers from 0",
+        "labels.npz": r"labels are int64 of shape \(9,\), from 0; expected 60 whole numbers from 0",
     }.items():
         with pytest.raises(ValueError, match=said):
             read_pictures(tmp_path / place, 32)
@@ -234,3 +235,16 @@ def test_what_holds_no_pictures_or_too_few_is_refused_with_what_was_found(tmp_pa
     for size in (14, 33, 66):
         with pytest.raises(ValueError, match=f"size is {size}; expected an even number from 16 to 64"):
             read_pictures(tmp_path / "seven", size)
+
+
+def test_a_folder_that_cannot_be_read_is_an_error_and_not_left_out(shapes, monkeypatch):
+    closed, scan = sorted(part for part in shapes.iterdir() if part.is_dir())[1], os.scandir
+
+    def scandir(path):
+        if Path(path) == closed:
+            raise PermissionError(13, "Permission denied", str(closed))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(PermissionError, match=closed.name):
+        read_pictures(shapes, 32)

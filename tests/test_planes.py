@@ -52,3 +52,8 @@ def test_ways_lead_through_their_places_and_end_in_a_dot():
     assert_allclose(torch.tensor([part.get_offsets()[0].tolist() for part in first.collections[1:]]), paths[-1])
     assert first.get_xlim() == second.get_xlim() and second.get_xlim()[1] > 18 and second.get_ylim()[1] > 12
     assert second.get_title() == "second" and len({line.get_color() for line in first.lines}) == 2
+
+
+def test_a_single_point_is_in_the_middle():
+    axis = planes({"": ({"a": TAILS[:1]}, {})}, "x", "y").axes[0]
+    assert axis.get_xlim() == axis.get_ylim() == (-1, 1)

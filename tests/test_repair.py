@@ -396,6 +396,7 @@ OTHERS = {
     "jump is 50; expected 1 to 49: fewer than the 50 steps": lambda: sample_repaint(
         guess, X, COSINE, LEFT, SEEN, jump=50
     ),
+    "num_steps is 1; expected at least 2": lambda: sample_repaint(guess, X, COSINE, LEFT, SEEN, num_steps=1),
     "strength is -1.0; expected 0": lambda: sample_dps(guess, X, COSINE, LEFT, SEEN, strength=-1.0),
     "strength is nan; expected 0": lambda: sample_dps(guess, X, COSINE, LEFT, SEEN, strength=math.nan),
     "depth is 50; expected a step from 0": lambda: sample_sdedit(guess, X, COSINE, 50),

@@ -489,6 +489,13 @@ def test_trailing_steps_end_the_equal_parts_of_all_steps(T):
         assert (steps.diff() > 0).all() and (num_steps > T / 2 or steps[0] > 0)
 
 
+@pytest.mark.parametrize("choose", [respace, trailing])
+@pytest.mark.parametrize("num_steps", [0, 51, 2.0])
+def test_a_chain_of_no_steps_or_of_more_than_there_are_is_refused_by_value(choose, num_steps):
+    with pytest.raises(ValueError, match=f"num_steps is {num_steps}; expected 1 to T = 50"):
+        choose(Schedule(cosine_beta(50)), num_steps)
+
+
 @pytest.mark.parametrize("steps", [[0], [49], [3, 10, 30], list(range(50))])
 def test_the_schedule_of_a_shorter_chain_has_alpha_bar_of_the_steps_that_it_visits(steps):
     chain = chain_of(COSINE, torch.tensor(steps))

@@ -23,7 +23,9 @@ MOVE = """(slider, value) => {
 
 def film(lesson: Path, number: int) -> list[Image.Image]:
     """Return a screenshot of each frame of one Filmstrip of an executed lesson."""
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        raise SystemExit("No Chromium was found: install one, for example by `apt-get install chromium`.")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1000, "height": 900})
@@ -40,6 +42,8 @@ def film(lesson: Path, number: int) -> list[Image.Image]:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 4:
+        raise SystemExit(__doc__)
     name, number, target = sys.argv[1:]
     (lesson,) = NOTEBOOKS.glob(f"{name}_*.ipynb")
     first, *others = film(lesson, int(number))

@@ -25,7 +25,7 @@ def publish(folder: str, name: str, command: str, measures: str) -> Path:
     """Write data/weights/NAME.safetensors and its card; `command` is the command that trained the network."""
     card = read_card(folder)
     data = card.get("data", "unnamed dataset")
-    if not data.startswith("Fashion-MNIST"):
+    if not str(data).startswith("Fashion-MNIST"):
         raise SystemExit(f"{folder} was trained on the {data}; set FMDIFF_DATA and train again")
     card |= {"command": command, "version": version("fmdiff-helpers"), "torch": torch.__version__.split("+")[0]}
     card["measures"] = json.loads(Path(measures).read_text(encoding="utf-8")) | {"network": name}  # not its folder

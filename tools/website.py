@@ -180,8 +180,9 @@ def build(target: Path) -> None:
         raise SystemExit(f"{target} holds other things than a site: name an empty or a new folder")
     install_modules()
     formulas, kept = Formulas(), {}
-    files = {path: page.encode() for path, page in formulas.fill(all_pages(formulas, kept)).items()}
-    files |= kept | {f"assets/{name}": (ASSETS / name).read_bytes() for name in SCRIPTS}
+    # First what marks the folder as a site, so that a build that is stopped can be done again.
+    files = {f"assets/{name}": (ASSETS / name).read_bytes() for name in ("page.js", *SCRIPTS)}
+    files |= {path: page.encode() for path, page in formulas.fill(all_pages(formulas, kept)).items()} | kept
     katex = MODULES / "katex/dist"
     css = (katex / "katex.min.css").read_text(encoding="utf-8")
     css = re.sub(r',url\([^)]*\.(woff|ttf)\) format\("\w+"\)', "", css)  # fonts for browsers before 2016

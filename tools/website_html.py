@@ -6,6 +6,7 @@ Formulas become marks first; `Formulas.fill` replaces all marks of the site at o
 import base64
 import html
 import io
+import itertools
 import json
 import posixpath
 import re
@@ -105,8 +106,7 @@ class PageRenderer(IPythonRenderer):
     def heading(self, text: str, level: int, **attrs) -> str:
         """Return a heading with an anchor; one that occurs a second time gets a number, as on GitHub."""
         name, taken = anchor(plain(MARK.sub("", text))), [name for *_, name in self.headings]
-        while name in taken:
-            name += "-1"
+        name = next(each for k in itertools.count() if (each := f"{name}-{k}" if k else name) not in taken)
         self.headings.append((level, text, name))
         return f'<h{level} id="{name}">{text}</h{level}>\n'
 

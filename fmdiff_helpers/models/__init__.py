@@ -1,4 +1,5 @@
-"""The networks of the series, one per file. They import nothing else from this package.
+"""The networks of the series, one per file. Of this package they import `schedules` alone.
 
-The class of a whole network has a `kind`, as cards name it: "denoiser", "autoencoder" or "classifier".
+The class of a whole network has a `kind`, as cards name it: "denoiser", "autoencoder",
+"classifier" or "encoder".
 """
