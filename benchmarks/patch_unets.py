@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
 from exhibits import compared, publish, train_card
@@ -74,7 +75,9 @@ def card_of(name: str) -> dict:
 
 
 def train_variant(name: str) -> None:
-    """Train one variant."""
+    """Train one variant; a curriculum cannot go on after a stop: it would begin again with the clean steps."""
+    if name == "curriculum" and Path(folder_of(name), "checkpoint.pt").exists():
+        raise SystemExit(f"{folder_of(name)} holds a training that was stopped; remove it, and train anew")
     torch.set_num_threads(1)
     card = card_of(name)
     usual = partial(draw_with_u, build_process(card).draw)
