@@ -5,11 +5,15 @@ training: a statement that calls `backward`, an optimizer's `step`, `fit`, or so
 """
 
 import ast
+import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
 import pytest
 
+from fmdiff_helpers.arguments import seeds_for
+from fmdiff_helpers.cards import PUBLISHED
 from notebooks import tags
 
 ROOT = Path(__file__).parents[1]
@@ -255,3 +259,22 @@ def test_a_benchmark_chooses_on_the_validation_images_but_for_what_is_listed_as_
         says = [each.arg for each in getattr(call, "keywords", [])]
         assert called(call) != "load_judge" or "split" in says, "say whether the judge is to choose or to report"
         assert called(call) != "range" or "SEEDS" not in ast.unparse(call), "`seeds_for` says which seeds a split has"
+
+
+def tables(found: object) -> Iterator[dict]:
+    """All parts of a card or a result that say which images they were compared with."""
+    if isinstance(found, dict):
+        if "split" in found and "seeds" in found:
+            yield found
+        for part in found.values():
+            yield from tables(part)
+
+
+RESULTS = [*PUBLISHED.glob("*.json"), *(ROOT / "data").glob("*.json"), *(ROOT / "benchmarks").glob("*.json")]
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda p: p.stem)
+def test_numbers_from_test_images_have_seeds_that_nothing_was_chosen_by(path):
+    for table in tables(json.loads(path.read_text(encoding="utf-8"))):
+        seeds = seeds_for(table["split"])
+        assert (table["first_seed"], table["seeds"]) == (seeds[0], len(seeds))
