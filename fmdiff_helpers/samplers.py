@@ -43,12 +43,6 @@ def noise_from_v(model: Callable, schedule: Schedule) -> Callable:
     return lambda x, t, y=None: eps_from_v(x, t, model(x, t, y), schedule)
 
 
-def check_num_steps(num_steps: int, schedule: Schedule) -> None:
-    """Raise ValueError unless a chain of a schedule can have this number of steps."""
-    if not isinstance(num_steps, int) or not 1 <= num_steps <= schedule.T:
-        raise ValueError(f"num_steps is {num_steps!r}; expected 1 to T = {schedule.T}")
-
-
 def respace(schedule: Schedule, num_steps: int | None = None) -> tuple[Tensor, Schedule]:
     """Choose `num_steps` steps from 0 to T - 1, both included, and return them (K,) with the schedule of that chain.
 
@@ -56,15 +50,24 @@ def respace(schedule: Schedule, num_steps: int | None = None) -> tuple[Tensor, S
     (Nichol & Dhariwal 2021, section 4)
     """
     num_steps = schedule.T if num_steps is None else num_steps
-    check_num_steps(num_steps, schedule)
+    if not isinstance(num_steps, int) or not 1 <= num_steps <= schedule.T:
+        raise ValueError(f"num_steps is {num_steps!r}; expected 1 to T = {schedule.T}")
     # On the CPU, in float64: the same steps on every device.
     steps = torch.linspace(schedule.T - 1, 0, num_steps, dtype=torch.float64).round().long().flip(0)
     return steps.to(schedule.beta.device), chain_of(schedule, steps)
 
 
 def chain_of(schedule: Schedule, steps: Tensor) -> Schedule:
-    """Return the schedule of the chain that visits only some steps (K,), int64 and ascending, of another."""
-    alpha_bar = schedule.alpha_bar.cpu().double()[steps.cpu()]
+    """Return the schedule of the chain that visits only some steps (K,), int64 and ascending, of another.
+
+    ValueError unless there are steps, each is above the one before, and all are from 0 to T - 1.
+    """
+    steps = steps.cpu()
+    if len(steps) == 0 or steps[0] < 0 or steps[-1] >= schedule.T or not (steps.diff() > 0).all():
+        raise ValueError(
+            f"steps begin {steps.tolist()[:4]}; expected some that rise, from 0 to T - 1 = {schedule.T - 1}"
+        )
+    alpha_bar = schedule.alpha_bar.cpu().double()[steps]
     alpha_bar_prev = torch.cat([torch.ones_like(alpha_bar[:1]), alpha_bar[:-1]])
     return Schedule(1 - alpha_bar / alpha_bar_prev).to(schedule.beta.device)
 
@@ -75,7 +78,6 @@ def trailing(schedule: Schedule, num_steps: int) -> Tensor:
     Unlike `respace`, it spends no step on t = 0, where hardly any noise is left. (Lin et al. 2024, section 3.3)
     Built in lesson 05.
     """
-    check_num_steps(num_steps, schedule)
     ends = torch.arange(1, num_steps + 1, dtype=torch.float64) * schedule.T / num_steps
     return (ends.round().long() - 1).to(schedule.beta.device)
 

@@ -489,11 +489,20 @@ def test_trailing_steps_end_the_equal_parts_of_all_steps(T):
         assert (steps.diff() > 0).all() and (num_steps > T / 2 or steps[0] > 0)
 
 
-@pytest.mark.parametrize("choose", [respace, trailing])
-@pytest.mark.parametrize("num_steps", [0, 51, 2.0])
-def test_a_chain_of_no_steps_or_of_more_than_there_are_is_refused_by_value(choose, num_steps):
-    with pytest.raises(ValueError, match=f"num_steps is {num_steps}; expected 1 to T = 50"):
-        choose(Schedule(cosine_beta(50)), num_steps)
+@pytest.mark.parametrize("steps", [[], [-1, 3], [3, 3], [4, 3], [0, 50]])
+def test_steps_that_make_no_chain_are_refused_by_value(steps):
+    schedule = Schedule(cosine_beta(50))
+    with pytest.raises(
+        ValueError, match=re.escape(f"steps begin {steps}; expected some that rise, from 0 to T - 1 = 49")
+    ):
+        chain_of(schedule, torch.tensor(steps, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("num_steps", [0, 51])
+def test_trailing_steps_are_at_least_one_and_at_most_all(num_steps):
+    schedule = Schedule(cosine_beta(50))
+    with pytest.raises(ValueError, match=r"steps begin .*; expected some that rise"):
+        chain_of(schedule, trailing(schedule, num_steps))
 
 
 @pytest.mark.parametrize("steps", [[0], [49], [3, 10, 30], list(range(50))])
