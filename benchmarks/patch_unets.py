@@ -77,7 +77,7 @@ def card_of(name: str) -> dict:
 def train_variant(name: str) -> None:
     """Train one variant; a curriculum cannot go on after a stop: it would begin again with the clean steps."""
     if name == "curriculum" and Path(folder_of(name), "checkpoint.pt").exists():
-        raise SystemExit(f"{folder_of(name)} holds a training that was stopped; remove it, and train anew")
+        raise SystemExit(f"{folder_of(name)} holds a training, whole or stopped; remove it to train anew")
     torch.set_num_threads(1)
     card = card_of(name)
     usual = partial(draw_with_u, build_process(card).draw)
