@@ -14,7 +14,8 @@ and, if it draws,
     device, shape                        of its random numbers; of what it draws where there is no autoencoder
     predictor(network)                   return what `sample` takes as its model
     sample(model, x, generator, num_steps, y=, clip=, watch=, progress=)
-                                         walk from noise x ~ N(0, I) to samples, as `samplers` explains it
+                                         walk from noise x ~ N(0, I) to samples, as `samplers` explains it;
+                                         `--eta` needs a parameter of that name, and is refused without one
 
 A model gets t on the scale from 0 to `max_steps`; it may be a real number. These methods are all that training, the
 command and the leaderboard need to know. Two things are for chains with a schedule only: most explorers, and `path` and
