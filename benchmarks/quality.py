@@ -133,7 +133,7 @@ def compete(name: str, split: str, seeds: range, **options: float) -> dict:
         measured.append(judge.measure(to_uint8(images), y) | {"seconds_per_1000": drawn / N * 1000})
     weights = sum(p.numel() for network in contender.networks() for p in network.parameters())
     found = options | {"weights": weights, "training_seconds": round(trained), "images_seen": seen}
-    found |= {"evaluations": contender.evaluations, "seeds": len(seeds), "first_seed": seeds[0]}
+    found |= {"evaluations": contender.evaluations, "split": split, "seeds": len(seeds), "first_seed": seeds[0]}
     print(name, found | {"measures": mean_and_spread(measured)}, flush=True)
     return found | {"measures": mean_and_spread(measured)}
 

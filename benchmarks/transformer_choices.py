@@ -2,6 +2,7 @@
 
 uv run python benchmarks/transformer_choices.py train NAME     one network by name, in the time of `LINEAR_STEPS`
 uv run python benchmarks/transformer_choices.py measure NAME   one exhibit, into the card of the published network
+uv run python benchmarks/transformer_choices.py guidance       the published network, led away, into the same card
 
 Names: those of `VARIANTS`, trained here ("linear", "softmax" and "eps" are published); "right", the published network,
 and "fed back", the same in the original's loop.
@@ -24,7 +25,7 @@ from fmdiff_helpers.checkpoints import load_pretrained
 from fmdiff_helpers.data import describe_data, load_fashion_mnist, to_uint8
 from fmdiff_helpers.diffusion import at, x0_loss
 from fmdiff_helpers.drawing import load_drawer
-from fmdiff_helpers.leaderboard import kinds_of, load_judge
+from fmdiff_helpers.leaderboard import kinds_of, load_judge, measure_drawer
 from fmdiff_helpers.metrics import mean_and_spread, spread_within
 from fmdiff_helpers.recipes import CARDS, training_parts
 from fmdiff_helpers.run import Run
@@ -34,6 +35,7 @@ from fmdiff_helpers.train import check_recipe
 
 LINEAR_STEPS = 1000  # eight minutes of one processor core
 STEPS = 10
+GUIDE, SCALES = "transformer_linear", (1, 1.25, 1.5, 1.75, 2, 2.5)
 # "linear" is `fmdiff train transformer` at a quarter of its learning rate; what differs from that in the others.
 LINEAR = CARDS["transformer"] | {"recipe": CARDS["transformer"]["recipe"] | {"lr": 1e-3}}
 VARIANTS = {
@@ -136,11 +138,23 @@ def measure(name: str) -> None:
         publish("transformer", each, found, **compared(split, n), steps=STEPS, device="cpu")
 
 
+def measure_guidance() -> None:
+    """Measure the published network, led away from one that was trained for less time, over w."""
+    torch.set_num_threads(1)
+    judge, seeds, n = load_judge(split="validation"), seeds_for("validation"), 1000
+    for w in SCALES:
+        drawer = load_drawer("transformer", STEPS) if w == 1 else load_drawer("transformer", STEPS, w, GUIDE)
+        found = {f"w {w:g}": measure_drawer(judge, drawer, n, seeds)}
+        publish("transformer", "guidance", found, **compared("validation", n), steps=STEPS, guide=GUIDE, device="cpu")
+
+
 if __name__ == "__main__":
     match sys.argv[1:]:
         case ["train", name] if name in VARIANTS:
             train_variant(name)
         case ["measure", name] if name in ("right", "fed back", *VARIANTS):
             measure(name)
+        case ["guidance"]:
+            measure_guidance()
         case _:
             print(__doc__)

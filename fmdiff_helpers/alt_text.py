@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.offsetbox import AnnotationBbox
 from matplotlib.patches import Circle, Rectangle
+from matplotlib.quiver import Quiver
 from matplotlib.ticker import FixedLocator
 
 from fmdiff_helpers.ticks import plain_number
@@ -25,7 +26,8 @@ if TYPE_CHECKING:  # a server can do without
     from IPython.core.interactiveshell import InteractiveShell
 
 LONGEST = 400  # characters: who hears a text cannot skim it
-FORMS = {Line2D: "curves", PathCollection: "points", Rectangle: "bars", BarContainer: "bars", object: "outlines"}
+FORMS = {Line2D: "curves", PathCollection: "points", Rectangle: "bars", BarContainer: "bars", Quiver: "arrows"}
+FORMS[object] = "outlines"
 
 
 def listing(words: Iterable[str], most: int) -> str:
@@ -79,7 +81,7 @@ def nameless_parts(axes: Axes) -> list[str]:
     counts = {
         "bar": 0 if named else len(bars),
         "point": sum(len(cloud.get_offsets()) for cloud in points),
-        "shape": sum(isinstance(c, PolyCollection) for c in axes.collections),
+        "shape": sum(isinstance(c, PolyCollection) and not isinstance(c, Quiver) for c in axes.collections),
         "line": len(lines),
         "circle": sum(isinstance(patch, Circle) for patch in axes.patches),
         "small picture": sum(isinstance(artist, AnnotationBbox) for artist in axes.artists),

@@ -1,7 +1,9 @@
 """Figures of a latent space: a map, chains on the map, and the images that an autoencoder reconstructs."""
 
+import numpy as np
 import torch
 from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -60,6 +62,16 @@ def reconstructions(autoencoder: nn.Module, images: Tensor) -> Figure:
     return image_grid(torch.cat([x0, x_hat, x_hat - x0]), len(x0), row_labels=rows)
 
 
+def roomiest(axis: Axes, place: np.ndarray, others: np.ndarray, distance: float = 45) -> np.ndarray:
+    """Return the offset (2,) from a place, in points, at which a small picture is least among other points (N, 2)."""
+    axis.autoscale_view()  # or the transformation to points is that of an empty figure
+    angle = np.arange(0, 2 * np.pi, np.pi / 8)
+    offsets = distance * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    away = (axis.transData.transform(others) - axis.transData.transform(place)) * 72 / axis.figure.dpi
+    squares = ((offsets[:, None] - away) ** 2).sum(axis=2)
+    return offsets[(1 / (1 + squares)).sum(axis=1).argmin()]
+
+
 @torch.no_grad()
 def draw_ways(autoencoder: nn.Module, paths: Tensor, images: Tensor, labels: Tensor, size: float = 7) -> Figure:
     """Draw chains (K + 1, B, ...) of `record_chain` on the map of `latent_map`: a dot at the noise, a cross at the end.
@@ -70,14 +82,16 @@ def draw_ways(autoencoder: nn.Module, paths: Tensor, images: Tensor, labels: Ten
     middle, axes = principal_axes(z)
     figure = class_clouds((z - middle) @ axes, labels, CLASS_NAMES, size)
     ways = ((paths.flatten(2) - middle) @ axes).cpu().numpy()
-    for way, garment in zip(ways.swapaxes(0, 1), to_uint8(autoencoder.from_latent(paths[-1])).cpu(), strict=True):
-        (line,) = figure.axes[0].plot(*way.T, color="black", marker="o", markevery=[0], markersize=7)
+    (axis,) = figure.axes
+    line, *_ = axis.plot(*ways.transpose(2, 0, 1), color="black", marker="o", markevery=[0], markersize=7)
+    for end, garment in zip(ways[-1], to_uint8(autoencoder.from_latent(paths[-1])).cpu(), strict=True):
         picture = OffsetImage(garment[0].numpy(), zoom=1, cmap="gray", norm=Normalize(0, 255))
-        above = {"xybox": (0, 40), "boxcoords": "offset points", "arrowprops": {"arrowstyle": "-", "linewidth": 0.8}}
-        figure.axes[0].add_artist(AnnotationBbox(picture, way[-1], pad=0.1, **above))
+        beside = {"xybox": roomiest(axis, end, ways.reshape(-1, 2)), "boxcoords": "offset points"}
+        beside |= {"arrowprops": {"arrowstyle": "-", "linewidth": 0.8}}
+        axis.add_artist(AnnotationBbox(picture, end, pad=0.1, **beside))
     figure.set_label("map of points, each kind in its colour, with lines from a dot at the noise to a garment")
     look = {"color": "black", "marker": "X", "s": 70, "zorder": 3, "edgecolors": "white"}
-    crosses = figure.axes[0].scatter(*ways[-1].T, **look, label="its end")
+    crosses = axis.scatter(*ways[-1].T, **look, label="its end")
     line.set_label("a chain, from its noise")
     return with_legend(figure, line, crosses)
 

@@ -256,7 +256,7 @@ class Judge:
         order = order if labels is None else kinds_in_turn(order, labels)
         return self.train_images[order[:n].to(self.train_images.device)]
 
-    def floor(self, n: int, seeds: Sequence[int] = (0, 1, 2), labels: Tensor | None = None) -> list[dict[str, float]]:
+    def floor(self, n: int, seeds: Sequence[int], labels: Tensor | None = None) -> list[dict[str, float]]:
         """Return the scores of n training images from `real` for each seed; copying is 0.05 by definition.
 
         Compare samples that have equally many of each kind with the floor for `labels`: it is lower, because the test
@@ -269,7 +269,7 @@ class Judge:
 
     @torch.no_grad()
     def limit(
-        self, n: int, autoencoder: nn.Module, seeds: Sequence[int] = (0, 1, 2), labels: Tensor | None = None
+        self, n: int, autoencoder: nn.Module, seeds: Sequence[int], labels: Tensor | None = None
     ) -> list[dict[str, float]]:
         """Return the scores of n training images from `real` that an autoencoder has reconstructed, for each seed.
 

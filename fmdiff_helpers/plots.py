@@ -268,13 +268,14 @@ def plot_gaussians(axis: plt.Axes, x: np.ndarray, gaussians: dict[str, tuple[flo
 def class_clouds(points: Tensor, labels: Tensor, names: Sequence[str], size: float = 6) -> Figure:
     """Draw points (N, 2) in ten colours, one for each label (N,); size in inches.
 
-    The name of each kind stands near the median of its points.
+    The name of each kind stands near the median of its points, in a frame of their colour.
     """
     figure, (axis,) = new_figure(size, size)
     points, labels = points.cpu().numpy(), labels.cpu().numpy()
     axis.scatter(*points.T, c=labels, cmap="tab10", vmin=-0.5, vmax=9.5, s=4, linewidths=0)
     middles = np.stack([np.median(points[labels == kind], axis=0) for kind in range(len(names))])
-    box = {"boxstyle": "round,pad=0.1", "facecolor": "white", "alpha": 0.7, "linewidth": 0}
+    box = {"boxstyle": "round,pad=0.15", "facecolor": (1, 1, 1, 0.75), "linewidth": 1.5}
+    frames = plt.get_cmap("tab10").colors
     # Names help readers who cannot tell ten colours apart. A name that would cover another moves up.
     wide, high = np.ptp(points, axis=0) * (1.4, 0.35) / size
     placed = []
@@ -283,7 +284,7 @@ def class_clouds(points: Tensor, labels: Tensor, names: Sequence[str], size: flo
         while any(abs(x - left) < wide and abs(y - low) < high for left, low in placed):
             y += high / 4
         placed.append((x, y))
-        axis.text(x, y, names[kind], ha="center", va="center", fontsize=9, bbox=box)
+        axis.text(x, y, names[kind], ha="center", va="center", fontsize=9, bbox=box | {"edgecolor": frames[kind]})
     axis.set(xlabel="first principal component", ylabel="second principal component")
     figure.set_label("map of points, each kind in its colour")
     return figure

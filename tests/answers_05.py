@@ -78,6 +78,19 @@ ONE_BY_ONE = (
     "return x"
 )
 
+SWEEPS = (  # wrong: the whole chain once, and then the whole chain again
+    "steps, chain = respace(schedule, num_steps); zs = [x0]; "
+    "i = [torch.full(x0.shape[:1], k) for k in range(chain.T)]; a = [at(chain.alpha_bar_prev, k, x0) for k in i]; "
+    "go = lambda k, e: add_noise((zs[k] - (1 - a[k]).sqrt() * e) / a[k].sqrt(), i[k], e, chain); "
+    "for k in range(chain.T): zs.append(go(k, model(zs[k], steps[i[max(k - 1, 0)]], y))); "
+    "for _ in range(rounds):; "
+    "    for k in range(chain.T): zs[k + 1] = go(k, model(zs[k + 1], steps[i[k]], y)); "
+    "return zs[-1]"
+)
+ONE_IMAGE = (
+    "answer = lambda x, t, y: torch.cat([model(x[k : k + 1], t[k : k + 1], y[k : k + 1]) for k in range(len(x))]); "
+)
+
 RIGHT = {
     (1, SIGMA): [
         "return eta * ((1 - ab_s) / (1 - ab_t) * (1 - ab_t / ab_s)).sqrt()",
@@ -89,6 +102,7 @@ RIGHT = {
     ],
     (2, REDRAW): [
         REDRAWN,
+        redrawn("return x", "return x.float()"),
         "steps, _ = respace(schedule, num_steps); "
         "if k_start == 0: return z; "
         "x = add_noise(z, steps[k_start - 1].expand(len(z)), eps, schedule); "
@@ -105,7 +119,7 @@ RIGHT = {
         "    x = before.sqrt() * (x / ab[k].sqrt() + r * e); "
         "return x",
     ],
-    (3, INVERT): [BACK, ONE_BY_ONE],
+    (3, INVERT): [BACK, ONE_BY_ONE, back("return x", "return x.float()")],
 }
 
 SHAPE = "expected a tensor of shape "
@@ -130,6 +144,7 @@ WRONG = {
         (redrawn("steps[i], y)", "steps[i])"), "did not get the labels y"),
         (redrawn("steps[i], y)", "steps[i], torch.zeros_like(y))"), "did not get the labels y"),
         (redrawn("steps[i], y)", "steps[i], kinds[: len(z)])"), "did not get the labels y"),
+        (ONE_IMAGE + redrawn("model(x", "answer(x"), "the whole batch at once"),
         (redrawn("steps[i], y)", "i, y)"), "the network was told t = "),
         (redrawn("reversed(range(k_start))", "range(k_start)"), "from k = k_start - 1 down to 0"),
         (redrawn("reversed(range(k_start))", "reversed(range(1, k_start))"), "the network was told t = "),
@@ -142,10 +157,14 @@ WRONG = {
             redrawn("e, chain)", "e, chain).clamp(-1, 1); ").replace("; ; ", ";     e = eps_from_x0(x, i, p, chain); "),
             "nothing is clipped here",
         ),
+        (
+            redrawn("e, chain)", "e, chain).clamp(-3, 3); ").replace("; ; ", ";     e = eps_from_x0(x, i, p, chain); "),
+            "nothing is clipped here, not to ±3 either",
+        ),
         (redrawn("x = a.sqrt()", "z = x;     x = a.sqrt()").replace("return x", "return z"), "one step is missing"),
-        (redrawn("(1 - a).sqrt() * e", "(1 - a) * e"), "equation .6. with sigma = 0"),
-        (redrawn("(1 - a).sqrt() * e", "(1 - a).sqrt() * torch.randn_like(e)"), "equation .6. with sigma = 0"),
-        (redrawn("* p +", "* z +"), "equation .6. with sigma = 0"),
+        (redrawn("(1 - a).sqrt() * e", "(1 - a) * e"), "a step is .6. with sigma = 0"),
+        (redrawn("(1 - a).sqrt() * e", "(1 - a).sqrt() * torch.randn_like(e)"), "a step is .6. with sigma = 0"),
+        (redrawn("* p +", "* z +"), "a step is .6. with sigma = 0"),
         (redrawn("return x", "return [x]"), SHAPE + ".2, 4, 7, 7., got a list"),
         (redrawn("return x", "return x[0]"), SHAPE + ".2, 4, 7, 7., got .4, 7, 7."),
     ],
@@ -155,7 +174,10 @@ WRONG = {
         (back("rounds + 1", "max(rounds, 1)"), "one repetition is missing"),
         (back("rounds + 1", "2 * rounds + 1"), "one repetition too many"),
         (back("rounds + 1", "min(rounds + 1, 2)"), "one repetition is missing"),
-        (back("rounds + 1", "rounds + 1 if k == 0 else 1"), "is each step repeated"),
+        (back("rounds + 1", "rounds + 1 if k == 0 else 1"), "takes each of . steps three times"),
+        (back("rounds + 1", "rounds * (k + 1) + 1"), "takes each of . steps three times"),
+        (SWEEPS, "repeat each step before you go on"),
+        (ONE_IMAGE + back("model(g", "answer(g").replace("model(x", "answer(x"), "the whole batch at once"),
         (back("model(g, steps[now]", "model(g, steps[before]"), "must be asked at t, not at s"),
         (back("model(g,", "model(x,"), "one repetition is missing"),
         (back("steps[now], y)", "steps[now], None)"), "did not get the labels y"),

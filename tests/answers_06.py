@@ -85,6 +85,8 @@ WRONG = {
         ),
         ("return F.pixel_unshuffle(x, p)", "without the library's own function"),
         ("return nn.PixelUnshuffle(p)(x)", "without the library's own function"),
+        ("return [F.pixel_unshuffle(each[None], p)[0] for each in x]", "without the library's own function"),
+        ("return getattr(torch, 'pixel_' + 'unshuffle')(x, p)", "without the library's own function"),
         ("return 'sorted'", "expected a tensor of shape .2, 12, 6, 4., got a str"),
         ("return 0", "expected the shape"),
     ],
@@ -112,6 +114,17 @@ WRONG = {
             "    return other + w * (model(x, t, y) - other); return predict",
             "y_not = 6",
         ),
+        (
+            "def predict(x, t, y):;     other = model(x, t, torch.full_like(y, y_not or NULL)); "
+            "    return other + w * (model(x, t, y) - other); return predict",
+            "y_not takes the place of the null label",
+        ),
+        (
+            "def predict(x, t, y):;     other = model(x, t, torch.full_like(y, max(y_not, 1))); "
+            "    return other + w * (model(x, t, y) - other); return predict",
+            "wrong for y_not = 0",
+        ),
+        ("return lambda x, t: model(x, t, None)", "the denoiser takes 2 arguments; it must take x, t and y"),
         ("return lambda x, t, y: model(x, t, y)", "compare with the formula"),
         ("return lambda x, t, y: model(x, t, y) + w * (model(x, t, y_not) - model(x, t, y))", "one label for each"),
         (

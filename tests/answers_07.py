@@ -93,6 +93,7 @@ WRONG = {
         (SPLIT + "return off.amax() / length[0]", r"expected shape \(3,\), got Tensor"),
         (SPLIT + "return off.amax(1) / length[0]", r"expected shape \(3,\), got shape \(7,\)"),
         (SPLIT + "return off / length", r"expected shape \(3,\), got shape \(7, 3\)"),
+        ("return torch.zeros(path.shape[1]) / 0", "it holds NaN or infinity: a division by 0"),
         ("return torch.zeros(path.shape[1])", "its own nearest point"),
         ("return torch.full(path.shape[1:2], 0.3)", "its own nearest point"),
     ],

@@ -12,12 +12,14 @@ import torch
 from nbclient import NotebookClient
 
 from fmdiff_helpers.alt_text import LONGEST, as_html, describe, listing
+from fmdiff_helpers.planes import planes
 from fmdiff_helpers.plots import class_planes, curves, histograms, image_grid, new_figure, schedule_curves, two_ways
 from fmdiff_helpers.schedules import Schedule, cosine_beta, linear_beta
 from fmdiff_helpers.tokens import patch_maps
 
 IMAGES = torch.zeros(6, 1, 5, 7)
 KINDS = torch.tensor([0, 0, 1])
+ENDS = torch.zeros(1, 2), torch.ones(1, 2)
 
 
 def drawn_by_hand():
@@ -79,6 +81,10 @@ CASES = {
         lambda: class_planes({"t = 0": torch.rand(3, 2), "t = 9": torch.rand(3, 2)}, KINDS, ["Bag", "Coat"], 1e-3),
         "2 charts. Chart 1, t = 0. Vertical axis: second direction, -0.001 to 0.001. Chart 2, t = 9. "
         "Colours: Bag, Coat. 3 points. Horizontal axis: first direction, -0.001 to 0.001.",
+    ),
+    "arrows": (
+        lambda: planes({"t = 0": ({"all": ENDS[0]}, {"the way": ENDS})}, "x", "y"),
+        "T = 0. Points: all. Arrows: the way. Horizontal axis: x, -0.05 to 1.05. Vertical axis: y, -0.05 to 1.05.",
     ),
     "by hand": (
         drawn_by_hand,

@@ -175,6 +175,29 @@ def test_both_judges_find_harmed_images_further_away_than_untouched_ones(seen, n
     assert harmed > 1.5 * untouched
 
 
+def test_for_the_classifier_typical_garments_are_a_smaller_fault_than_missing_bags_and_for_the_encoder_a_larger_one():
+    """Lesson 08: the judge that has learned the kinds minds typical and clear garments least."""
+    if not is_there(raw_folder()):
+        pytest.skip("needs the real dataset; set FMDIFF_DATA or run `uv run fmdiff data`")
+    (images, labels), (test_images, _) = load_fashion_mnist("train"), load_fashion_mnist("test")
+    some = torch.cat([images[labels == kind][:100] for kind in range(10)])
+
+    def typical(kind: int) -> torch.Tensor:
+        x = images[labels == kind][:3000].float()
+        return images[labels == kind][:3000][(x - x.mean(0)).square().flatten(1).sum(1).argsort()[:100]]
+
+    harmed = {
+        "typical": torch.cat([typical(kind) for kind in range(10)]),
+        "no bags": torch.cat([some[:800], some[900:]]),
+    }
+    for name, milder in (("classifier", "typical"), ("encoder", "no bags")):
+        judge = load_pretrained(name)
+        real = features(judge, test_images[:4000])
+        found = {what: frechet_distance(features(judge, x), real) for what, x in harmed.items()}
+        (worse,) = found.keys() - {milder}
+        assert found[milder] < found[worse] / 1.5
+
+
 @pytest.mark.parametrize("name", ["classifier", "encoder"])
 def test_no_judge_sees_that_half_of_the_images_are_copies(seen, name):
     """Therefore copying is a measure of its own."""

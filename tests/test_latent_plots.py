@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from fmdiff_helpers.data import CLASS_NAMES, to_model, to_uint8
 from fmdiff_helpers.latent_paths import principal_axes
-from fmdiff_helpers.latent_plots import chain_figures, draw_ways, latent_map, reconstructions
+from fmdiff_helpers.latent_plots import chain_figures, draw_ways, latent_map, reconstructions, roomiest
 from fmdiff_helpers.standin import draw_garments
 
 
@@ -123,6 +123,16 @@ def test_chains_on_the_map_lead_from_a_dot_at_the_noise_to_their_garment():
         assert (garment.offsetbox.get_data() == to_uint8(F.pad(PATH[-1] / 2, (10, 10, 10, 10)))[k, 0].numpy()).all()
     assert len(figure.axes[0].artists) == 3
     assert_close(points(figure), on_the_map(Z))
+
+
+def test_a_garment_stands_beside_the_way_and_not_on_it():
+    """The way comes from the left, so the picture stands on the right of its end."""
+    figure = draw_ways(Cut(), PATH, IMAGES, LABELS)
+    (axis,) = figure.axes
+    others = np.stack([np.linspace(-1, 0, 20), np.zeros(20)], axis=1)
+    right, up = roomiest(axis, others[-1], others)
+    assert right == pytest.approx(45) and abs(up) < 1e-9
+    assert roomiest(axis, -others[-1], -others)[0] == pytest.approx(-45)
 
 
 @pytest.mark.parametrize("draw", [latent_map, lambda *about: draw_ways(about[0], PATH, *about[1:])])

@@ -357,7 +357,7 @@ def test_with_an_encoder_the_same_distances_are_measured_with_its_features(judge
 def test_the_floor_is_what_the_real_images_of_its_seeds_score(judge, classifier):
     before = torch.get_rng_state()
     for labels in (None, torch.arange(400) // 300):
-        floor = judge.floor(100, labels=labels)
+        floor = judge.floor(100, range(3), labels)
         for seed, found in enumerate(floor):
             expected = judge.distances(features(classifier, judge.real(100, seed, labels)))
             assert found == expected | {"copying": 0.05}
@@ -399,7 +399,7 @@ def autoencoder(through=lambda x: x) -> SimpleNamespace:
 def test_an_autoencoder_that_changes_nothing_is_at_the_floor(judge):
     before = torch.get_rng_state()
     for labels in (None, EVEN_KINDS):
-        floor, limit = judge.floor(150, labels=labels), judge.limit(150, autoencoder(), labels=labels)
+        floor, limit = judge.floor(150, range(3), labels), judge.limit(150, autoencoder(), range(3), labels)
         assert torch.equal(before, torch.get_rng_state()) and len(limit) == 3
         for real, found in zip(floor, limit, strict=True):
             assert found.pop("squared_error") == 0 and real.pop("copying") == 0.05
@@ -410,8 +410,8 @@ def test_an_autoencoder_that_changes_nothing_is_at_the_floor(judge):
 
 def test_an_autoencoder_that_makes_one_picture_of_everything_is_far_off(judge):
     """The squared error is a mean over images and pixels, from -1 to 1, before anything is rounded or clipped."""
-    grey = judge.limit(150, autoencoder(lambda x: torch.full_like(x, 0.3)))
-    for seed, (floor, found) in enumerate(zip(judge.floor(150), grey, strict=True)):
+    grey = judge.limit(150, autoencoder(lambda x: torch.full_like(x, 0.3)), range(3))
+    for seed, (floor, found) in enumerate(zip(judge.floor(150, range(3)), grey, strict=True)):
         pixels = judge.real(150, seed).double() / 127.5 - 1
         assert found["squared_error"] == pytest.approx((pixels - 0.3).square().mean().item(), rel=1e-5)
         assert found["fd"] > 10 * floor["fd"] and found["kd"] > 10 * abs(floor["kd"])
