@@ -131,7 +131,8 @@ def curves(
 def tradeoff(lines: dict[str, Sequence[tuple[float, float, str]]], xlabel: str, ylabel: str, floor: float) -> Figure:
     """Draw named lines through points (x, y, label) on logarithmic axes; the area below `floor` is grey.
 
-    Names that agree up to the first comma share a colour; each has another marker. Discs on a thick grey line
+    Names that agree up to the first comma share a colour; each has another marker. A line without points is not drawn:
+    the others look as they do beside it. Discs on a thick grey line
     show the Pareto front: the points that no other point beats in both x and y.
     """
     figure, (axis,) = new_figure(10, 6.2)
@@ -139,6 +140,8 @@ def tradeoff(lines: dict[str, Sequence[tuple[float, float, str]]], xlabel: str, 
     firsts = dict.fromkeys(names[0] for names in kin.values())
     colors = dict(zip(firsts, cycle((*COLORS, "black")), strict=False))
     for name, points in lines.items():
+        if not points:
+            continue
         x, y, _ = zip(*sorted(points), strict=True)
         variant, color = kin[name].index(name), colors[kin[name][0]]
         look = {"color": color, "marker": "os^D"[variant % 4], "linestyle": "--" if variant else "-"}

@@ -377,6 +377,13 @@ def test_tradeoff_draws_each_line_in_order_with_a_label_at_each_point():
     assert plain.get_linestyle() == other.get_linestyle() != variant.get_linestyle()
 
 
+def test_a_line_of_a_tradeoff_without_points_leaves_the_others_as_they_are():
+    (whole,), (part,) = (tradeoff(lines, "x", "y", 0.5).axes for lines in (LINES, LINES | {"a": []}))
+    assert [line.get_label() for line in part.lines[:2]] == ["b", "a, guided"]
+    for one, other in zip(whole.lines[1:3], part.lines[:2], strict=True):
+        assert one.get_color() == other.get_color() and one.get_marker() == other.get_marker()
+
+
 def test_tradeoff_draws_the_pareto_front_and_shades_what_lies_below_the_floor():
     (axis,) = tradeoff(LINES, "x", "y", 0.5).axes
     assert list(zip(*axis.lines[-1].get_data(), strict=True)) == [(2, 4), (4, 2), (8, 1), (16, 0.7)]
