@@ -15,7 +15,7 @@ from small_training import at_call
 from torch.testing import assert_close
 from typer.testing import CliRunner
 
-from fmdiff_helpers import cli, recipes, showing
+from fmdiff_helpers import cli, picture_evaluation, recipes, showing
 from fmdiff_helpers.cards import WeightsError, read_card
 from fmdiff_helpers.checkpoints import load_pretrained
 from fmdiff_helpers.data import to_uint8
@@ -70,7 +70,8 @@ def here(folders, tmp_path, monkeypatch) -> Path:
         changes |= {"process": cosine(20, "v")} if CARDS[name]["kind"] == "denoiser" else {}
         monkeypatch.setitem(CARDS, name, CARDS[name] | changes)
     profile = {"steps": 4, "every": 2}
-    monkeypatch.setattr(recipes, "profiles", lambda name: {"smoke": profile, "quick": profile, "full": profile})
+    for module in (recipes, picture_evaluation):
+        monkeypatch.setattr(module, "profiles", lambda name: {"smoke": profile, "quick": profile, "full": profile})
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
