@@ -1,8 +1,8 @@
 """Measure how long a lesson takes from top to bottom, and its start after an installation and later; and the imports.
 
-OMP_NUM_THREADS=2 uv run python benchmarks/lessons.py [NN ...]    writes benchmarks/lessons.json; those lessons, or all
+OMP_NUM_THREADS=1 uv run python benchmarks/lessons.py [NN ...]    writes benchmarks/lessons.json; those lessons, or all
 
-Seconds by the clock, on two cores, which nothing else may use meanwhile. "Cold" is a start with no compiled modules and
+Seconds by the clock, on one core, which nothing else may use meanwhile. "Cold" is a start with no compiled modules and
 no font list, as after an installation; files that the system still holds in memory are read from there.
 """
 

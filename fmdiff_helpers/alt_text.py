@@ -26,8 +26,8 @@ if TYPE_CHECKING:  # a server can do without
     from IPython.core.interactiveshell import InteractiveShell
 
 LONGEST = 400  # characters: who hears a text cannot skim it
-FORMS = {Line2D: "curves", PathCollection: "points", Rectangle: "bars", BarContainer: "bars", Quiver: "arrows"}
-FORMS[object] = "outlines"
+FORMS = {Line2D: "curves", PathCollection: "points", Rectangle: "bars", BarContainer: "bars"}
+FORMS |= {Quiver: "arrows", object: "outlines"}  # the first that fits counts
 
 
 def listing(words: Iterable[str], most: int) -> str:

@@ -62,11 +62,11 @@ def reconstructions(autoencoder: nn.Module, images: Tensor) -> Figure:
     return image_grid(torch.cat([x0, x_hat, x_hat - x0]), len(x0), row_labels=rows)
 
 
-def roomiest(axis: Axes, place: np.ndarray, others: np.ndarray, distance: float = 45) -> np.ndarray:
-    """Return the offset (2,) from a place, in points, at which a small picture is least among other points (N, 2)."""
+def roomiest(axis: Axes, place: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return the offset (2,) from a place, 45 points long, at which a small picture is least among others (N, 2)."""
     axis.autoscale_view()  # or the transformation to points is that of an empty figure
     angle = np.arange(0, 2 * np.pi, np.pi / 8)
-    offsets = distance * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    offsets = 45 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
     away = (axis.transData.transform(others) - axis.transData.transform(place)) * 72 / axis.figure.dpi
     squares = ((offsets[:, None] - away) ** 2).sum(axis=2)
     return offsets[(1 / (1 + squares)).sum(axis=1).argmin()]

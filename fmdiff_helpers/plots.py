@@ -132,8 +132,8 @@ def tradeoff(lines: dict[str, Sequence[tuple[float, float, str]]], xlabel: str, 
     """Draw named lines through points (x, y, label) on logarithmic axes; the area below `floor` is grey.
 
     Names that agree up to the first comma share a colour; each has another marker. A line without points is not drawn:
-    the others look as they do beside it. Discs on a thick grey line
-    show the Pareto front: the points that no other point beats in both x and y.
+    the others look as they do beside it. Discs on a thick grey line show the Pareto front: the points that no other
+    point beats in both x and y.
     """
     figure, (axis,) = new_figure(10, 6.2)
     kin = {name: [other for other in lines if other.split(",")[0] == name.split(",")[0]] for name in lines}

@@ -177,6 +177,10 @@ WRONG = {
         (back("rounds + 1", "rounds + 1 if k == 0 else 1"), "takes each of . steps three times"),
         (back("rounds + 1", "rounds * (k + 1) + 1"), "takes each of . steps three times"),
         (SWEEPS, "repeat each step before you go on"),
+        (
+            ONE_BY_ONE.replace("B * ask(guess, t)", "(1 - ab[k + 1]) ** 0.5 * ask(guess, t)"),
+            "is each step repeated, and asked at t",
+        ),
         (ONE_IMAGE + back("model(g", "answer(g").replace("model(x", "answer(x"), "the whole batch at once"),
         (back("model(g, steps[now]", "model(g, steps[before]"), "must be asked at t, not at s"),
         (back("model(g,", "model(x,"), "one repetition is missing"),

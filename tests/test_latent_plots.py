@@ -130,6 +130,7 @@ def test_a_garment_stands_beside_the_way_and_not_on_it():
     figure = draw_ways(Cut(), PATH, IMAGES, LABELS)
     (axis,) = figure.axes
     others = np.stack([np.linspace(-1, 0, 20), np.zeros(20)], axis=1)
+    assert all(np.linalg.norm(garment.xybox) == pytest.approx(45) for garment in axis.artists)
     right, up = roomiest(axis, others[-1], others)
     assert right == pytest.approx(45) and abs(up) < 1e-9
     assert roomiest(axis, -others[-1], -others)[0] == pytest.approx(-45)

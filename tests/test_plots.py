@@ -521,6 +521,9 @@ def test_a_cloud_has_its_points_and_its_name_at_their_median():
     assert axis.collections[0].get_offsets().tolist() == POINTS.tolist()
     assert axis.collections[0].get_array().tolist() == KINDS.tolist()
     assert {text.get_text(): text.get_position() for text in axis.texts} == {"a": (1, 0), "b": (5, 8)}
+    cloud = axis.collections[0]
+    for kind, text in enumerate(axis.texts):  # the name is framed in the colour of its points
+        assert to_rgb(text.get_bbox_patch().get_edgecolor()) == to_rgb(cloud.cmap(cloud.norm(kind)))
 
 
 def test_distributions_of_each_number_stand_below_each_other_by_kind_each_with_a_bar_at_its_median():
