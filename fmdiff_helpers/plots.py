@@ -278,7 +278,7 @@ def class_clouds(points: Tensor, labels: Tensor, names: Sequence[str], size: flo
     axis.scatter(*points.T, c=labels, cmap="tab10", vmin=-0.5, vmax=9.5, s=4, linewidths=0)
     middles = np.stack([np.median(points[labels == kind], axis=0) for kind in range(len(names))])
     box = {"boxstyle": "round,pad=0.15", "facecolor": (1, 1, 1, 0.75), "linewidth": 1.5}
-    frames = plt.get_cmap("tab10").colors
+    frames = plt.get_cmap("tab10")
     # Names help readers who cannot tell ten colours apart. A name that would cover another moves up.
     wide, high = np.ptp(points, axis=0) * (1.4, 0.35) / size
     placed = []
@@ -287,7 +287,7 @@ def class_clouds(points: Tensor, labels: Tensor, names: Sequence[str], size: flo
         while any(abs(x - left) < wide and abs(y - low) < high for left, low in placed):
             y += high / 4
         placed.append((x, y))
-        axis.text(x, y, names[kind], ha="center", va="center", fontsize=9, bbox=box | {"edgecolor": frames[kind]})
+        axis.text(x, y, names[kind], ha="center", va="center", fontsize=9, bbox=box | {"edgecolor": frames(kind)})
     axis.set(xlabel="first principal component", ylabel="second principal component")
     figure.set_label("map of points, each kind in its colour")
     return figure
