@@ -1,9 +1,9 @@
-"""Measure lesson 03's choice: what it gains that the network knows the scales of its schedule.
+"""Measure lesson 03's choices: what the scales of the schedule gain, and what longer trainings would.
 
-uv run python benchmarks/unet_choices.py train NAME     one network, 1500 steps; 12 minutes of a processor core
+uv run python benchmarks/unet_choices.py train NAME     one network; 6 to 12 minutes of a core, or an hour
 uv run python benchmarks/unet_choices.py measure NAME   on the validation images, into the card of the published network
 
-Names: those of `VARIANTS`.
+Names: those of `SHORT` and `LONGER`.
 """
 
 import sys
@@ -18,32 +18,45 @@ from fmdiff_helpers.drawing import load_drawer
 from fmdiff_helpers.leaderboard import load_judge, measure_drawer
 from fmdiff_helpers.recipes import CARDS
 
-STEPS, N = 1500, 1000
-VARIANTS = {"as published": CARDS["unet"]["arguments"]}  # name -> the arguments of the network
-VARIANTS["without the scales"] = {key: value for key, value in VARIANTS["as published"].items() if key != "T"}
+N = 1000
+ARGUMENTS, RECIPE = CARDS["unet"]["arguments"], CARDS["unet"]["recipe"]
+# Name -> what its card changes. The short trainings compare the network with and without the scales.
+SHORT = {
+    "as published": {"recipe": RECIPE | {"steps": 1500}},
+    "without the scales": {
+        "recipe": RECIPE | {"steps": 1500},
+        "arguments": {key: value for key, value in ARGUMENTS.items() if key != "T"},
+    },
+}
+# What more training would bring, beside `unet` and `unet, noisy` (200 steps) of the leaderboard, which had 8,000 steps.
+LONGER = {
+    "14,000 steps": {"recipe": RECIPE | {"steps": 14_000, "floor": 0.1, "ema_decay": 0.9995}},
+    "36 channels, 12,000 steps": {"recipe": RECIPE | {"steps": 12_000}, "arguments": ARGUMENTS | {"width": 36}},
+}
+VARIANTS = SHORT | LONGER
 DRAWN = {"DDPM": None, "DDIM": 50}  # in how many steps; None is all of them
 
 
 def folder_of(name: str) -> str:
     """Return where a variant is trained."""
-    return f"runs/unet_{name.replace(' ', '_')}"
+    return f"runs/unet_{name.replace(',', '').replace(' ', '_')}"
 
 
 def train_variant(name: str) -> None:
     """Train one variant."""
-    card = CARDS["unet"] | {"arguments": VARIANTS[name], "data": describe_data()}
-    train_card(card | {"recipe": card["recipe"] | {"steps": STEPS}}, folder_of(name))
+    train_card(CARDS["unet"] | {"data": describe_data()} | VARIANTS[name], folder_of(name))
 
 
 def measure(name: str) -> None:
-    """Measure one variant, drawing by both samplers; all steps of DDPM with one seed only, because they take long."""
+    """Measure one variant by both samplers; a short training draws with all steps of DDPM for one seed only."""
     judge, seeds = load_judge(split="validation"), seeds_for("validation")
-    loss = read_card(folder_of(name))["history"][-1]["validation"]["loss"]
+    trained, table = read_card(folder_of(name)), "longer" if name in LONGER else "choices"
+    says = {"training_steps": trained["recipe"]["steps"], "loss": trained["history"][-1]["validation"]["loss"]}
     for sampler, num_steps in DRAWN.items():
-        some = seeds if num_steps else seeds[:1]
+        some = seeds if num_steps or name in LONGER else seeds[:1]
         found = measure_drawer(judge, load_drawer(folder_of(name), num_steps), N, some)
-        about = compared("validation", N) | {"training_steps": STEPS}
-        publish("unet", "choices", {f"{name}, {sampler}": found | {"seeds": len(some), "loss": loss}}, **about)
+        found |= says | {"seeds": len(some)}
+        publish("unet", table, {f"{name}, {sampler}": found}, **compared("validation", N))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,9 @@ import typer
 import yaml
 from accelerate.commands.launch import launch_command_parser
 
+from fmdiff_helpers.cards import read_card
 from fmdiff_helpers.cli import app
+from fmdiff_helpers.leaderboard import read_leaderboard
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -58,6 +60,23 @@ def test_each_promise_names_a_test_that_exists():
     for file, tests in named:
         for test in re.findall(r"`(\w+)`", tests):
             assert f"def {test}(" in read(ROOT / "docs" / file), test
+
+
+def test_the_longer_trainings_of_the_unet_are_told_as_they_were_measured():
+    card, board = read_card("unet"), read_leaderboard()["steps"]["settings"]
+    published = card["history"][-1]["validation"]["loss"]
+    rows = {"8,000 steps, as published": (published, board["unet, noisy: 200"], board["unet: 50"])}
+    for name in ("14,000 steps", "36 channels, 12,000 steps"):
+        ddpm, ddim = (card["longer"][f"{name}, {sampler}"] for sampler in ("DDPM", "DDIM"))
+        rows[name] = (ddpm["loss"], ddpm, ddim)
+    lines = read(ROOT / "docs/networks.md").splitlines()
+    for name, (loss, *drawn) in rows.items():
+        cells = [f"{loss:.4f}"]
+        for found in drawn:
+            cells += ["{:.2f} ± {:.2f}".format(*found[measure]) for measure in ("fd", "label_free_fd")]
+            cells.append(f"{found['recall'][0]:.2f}")
+        (line,) = [line for line in lines if line.startswith(f"| {name} |")]
+        assert line.split("| ", 3)[3] == " | ".join(cells) + " |"
 
 
 def commands():
@@ -128,7 +147,9 @@ def test_a_server_trains_samples_and_evaluates_without_the_packages_of_the_noteb
     code = f"""
 import sys
 sys.modules |= dict.fromkeys({NOTEBOOK_PACKAGES})  # as if they were not installed
+from fmdiff_helpers.cards import read_card
 from fmdiff_helpers.cli import app
+from fmdiff_helpers.leaderboard import read_leaderboard
 for call in {calls}:
     app(call, standalone_mode=False)
 """
