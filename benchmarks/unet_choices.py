@@ -1,6 +1,6 @@
 """Measure lesson 03's choices: what the scales of the schedule gain, and what longer trainings would.
 
-uv run python benchmarks/unet_choices.py train NAME     one network; 6 to 12 minutes of a core, or an hour
+uv run python benchmarks/unet_choices.py train NAME     one network; 6 to 12 minutes of a core; of `LONGER` 55 to 70
 uv run python benchmarks/unet_choices.py measure NAME   on the validation images, into the card of the published network
 
 Names: those of `SHORT` and `LONGER`.

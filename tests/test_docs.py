@@ -147,9 +147,7 @@ def test_a_server_trains_samples_and_evaluates_without_the_packages_of_the_noteb
     code = f"""
 import sys
 sys.modules |= dict.fromkeys({NOTEBOOK_PACKAGES})  # as if they were not installed
-from fmdiff_helpers.cards import read_card
 from fmdiff_helpers.cli import app
-from fmdiff_helpers.leaderboard import read_leaderboard
 for call in {calls}:
     app(call, standalone_mode=False)
 """
